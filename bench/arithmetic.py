@@ -100,7 +100,7 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     return result
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from bench import machine
 from insource.backends import collection
@@ -64,7 +63,9 @@ def main() -> int:
     return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.OK
 
 
-def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
+def run_with_kills(
+    kills: int, fault_rate: float, rows: int, cap_usd: float, path: Path, seed: int
+) -> dict[str, object]:
     """Return the figures of a process that is killed `kills` times.
 
     They contain the cost of all requests, the cost known on disk, and how often the cap or the known cost was exceeded.

@@ -138,7 +138,7 @@ def iter_two_dates() -> Iterator[None]:
         def now(cls, tz: Any = None) -> "Later":
             return cls(2031, 7, 9)
 
-    original: Any = clock.datetime
+    original: object = clock.datetime
     try:
         yield
         clock.datetime = Later

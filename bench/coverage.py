@@ -219,7 +219,7 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
         f"| figure | rows | clusters | {' | '.join(FALSE_VERDICT_LABELS.values())} |",
         "|---|---|---|---|---|---|",
     ]
-    rates: dict[tuple[Any, ...], Row] = {}
+    rates: dict[tuple[object, ...], Row] = {}
     for row in results:
         key = (row["figure"], row["n"], row["clusters"])
         rates.setdefault(key, {}).update({name: row[name] for name in FALSE_VERDICT_LABELS if name in row})

@@ -32,6 +32,7 @@ from insource.stats import paired
 from insource.stats.metric_stats import mean_metric
 from insource.system import atomic_files
 from insource.tasks import train_subset
+from insource.tasks.data_row import DataRow, Rows
 
 RESULTS = Path(__file__).parent / "results" / "curve.json"
 DOCS = machine.ROOT / "docs" / "curve.md"
@@ -114,7 +115,7 @@ def main() -> int:
     return cli.OK
 
 
-def read_pool(data: Path) -> list[dict[str, Any]]:
+def read_pool(data: Path) -> list[DataRow]:
     """Return all rows but the test rows."""
     return [
         row
@@ -126,7 +127,7 @@ def read_pool(data: Path) -> list[dict[str, Any]]:
 def measure(
     name: str,
     dataset: EvalDataset,
-    test: Sequence[dict[str, Any]],
+    test: Rows,
     recipe: Recipe,
     seed: int,
     max_rows: int | None,

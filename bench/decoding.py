@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.training import workloads
@@ -33,6 +33,9 @@ from insource.system import atomic_files, environment
 from insource.tasks import classification, extraction
 from insource.tasks.rendering import chat_template
 from insource.tracking.base_models import smollm2_wheel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
@@ -117,7 +120,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     return specs
 
 
-def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
+def build_rows(case: Case, tokenizer: "PreTrainedTokenizerBase", banking77: Path) -> dict[str, object]:
     """Return prompts and constraint of a case."""
     examples = workloads.WORKLOADS[case.shape](tokenizer, case.rows, banking77)
     grammar = {
@@ -134,7 +137,7 @@ def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
 
 
 def run_program(
-    program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, Any]], folder: Path
+    program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, object]], folder: Path
 ) -> dict[str, Any]:
     """Return a program's results for each case. Raise StageError with its last line of stderr if it fails."""
     results: dict[str, Any] = {}

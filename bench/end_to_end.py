@@ -33,7 +33,7 @@ EVENT_LINES = re.compile(
 )
 
 
-def run_stages(checkout: Path, recipe: str, runs: Path, extra_env: Mapping[str, str]) -> dict[str, Any]:
+def run_stages(checkout: Path, recipe: str, runs: Path, extra_env: Mapping[str, str]) -> dict[str, object]:
     """Return the seconds of each stage and the timeline of one run from train to verdict.
 
     `extra_env`: further environment variables. Raise RuntimeError if a stage fails.

@@ -5,7 +5,7 @@ estimates are those of the header before training (train/report/run_header.py, t
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import docs_tables
 from insource.config.schema.lora import Lora
@@ -14,12 +14,15 @@ from train.evaluate.decoding_memory import DecodingWorkload
 from train.model import base
 from train.report import run_header
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 GPU_SIZES_GIB = (16, 24, 48, 80)
 # Half a byte a weight, a byte for each 64 weights, a float32 for each 256 of those bytes.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # From config.json of each model on the hub.
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
+BASES: dict[str, tuple[str, dict[str, object]]] = {
     "Qwen3-4B": ("qwen3", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
                            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
                            "head_dim": 128, "tie_word_embeddings": True}),
@@ -44,7 +47,7 @@ PACK_SETTINGS: dict[str, Any] = {
 LABEL_DECODING, DOCUMENT_DECODING = DecodingWorkload(64, 700, 109), DecodingWorkload(64, 500, 1500)
 
 
-def build_meta_model(name: str) -> Any:
+def build_meta_model(name: str) -> "PreTrainedModel":
     """Return a base in bfloat16, without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -54,7 +57,7 @@ def build_meta_model(name: str) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.bfloat16).eval()
 
 
-def build_adapted_model(name: str) -> Any:
+def build_adapted_model(name: str) -> "PreTrainedModel":
     """Return a base with the default LoRA adapter of recipes, without weights."""
     import torch
 
@@ -62,7 +65,7 @@ def build_adapted_model(name: str) -> Any:
         return base.add_adapter(build_meta_model(name), Lora(), 1)
 
 
-def count_nf4_weights(model: Any) -> int:
+def count_nf4_weights(model: "PreTrainedModel") -> int:
     """Return the number of weights that NF4 packs: those of all linear layers but the head."""
     import torch
 
@@ -71,7 +74,7 @@ def count_nf4_weights(model: Any) -> int:
     return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
-def nf4_bytes(model: Any) -> int:
+def nf4_bytes(model: "PreTrainedModel") -> int:
     """Return the bytes of a base with linear layers in NF4, computed from shapes."""
     return int(run_header.weight_bytes(model) - count_nf4_weights(model) * (2 - NF4_BYTES))
 
@@ -102,7 +105,7 @@ def dequantized_memory_fraction() -> float:
     return dequantize.MAX_MEMORY_FRACTION
 
 
-def _concurrent_rows(model: Any, workload: DecodingWorkload, free_bytes: int) -> int:
+def _concurrent_rows(model: "PreTrainedModel", workload: DecodingWorkload, free_bytes: int) -> int:
     """Return the number of rows decoded concurrently, 0 if not even one fits."""
     from train.evaluate.shared_cache import GPU_LIMITS
 

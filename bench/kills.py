@@ -114,7 +114,7 @@ def find_run(runs: Path) -> Path | None:
     return next((path.parent for path in runs.glob("*/*/manifest.json") if not path.parent.is_symlink()), None)
 
 
-def run_hashes(run: Path) -> dict[str, Any]:
+def run_hashes(run: Path) -> dict[str, object]:
     """Return the values that two runs must have in common.
 
     These are the bytes of the adapter, the rows of metrics.jsonl without times, and the names of the checkpoints.
@@ -165,7 +165,7 @@ def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
     return training_started_at - started_at, time.monotonic() - training_started_at
 
 
-def measure_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, Any]:
+def measure_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, object]:
     """Return the outcome of a run that is killed and called a second time.
 
     `after_seconds` counts from `reference_point`: AT_START or IN_TRAINING.

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.peers.spec import RESULT_FILE, PeerSpec
 from insource.config.errors import StageError
 from insource.system import environment
@@ -98,9 +100,9 @@ class PeakMemory:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        while (current_bytes := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(
-            f"/proc/{self._pid}"
-        ).exists():
+        while (current_bytes := sum(map(proportional_set_bytes, process_tree(self._pid)))) or psutil.pid_exists(
+            self._pid
+        ):
             self.bytes = max(self.bytes, current_bytes)
             time.sleep(0.2)
 
@@ -108,16 +110,14 @@ class PeakMemory:
 def process_tree(pid: int) -> list[int]:
     """Return the process id and those of all descendants."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.Error:
         return [pid]
-    return [pid, *(descendant for child in children for descendant in process_tree(int(child)))]
 
 
 def proportional_set_bytes(pid: int) -> int:
     """Return the proportional set size of a process, 0 if it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.Error:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

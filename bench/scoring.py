@@ -22,6 +22,8 @@ from compare.records import System, SystemAnswer, SystemResponses
 from insource.config.schema.compare import Primary
 from insource.system import atomic_files
 from insource.tasks import classification
+from insource.tasks.data_row import DataRow
+from insource.tracking.prompt_spec import PromptSpec
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 ACCURACIES = {"tuned": 0.90, "openai:large": 0.92, "int8": 0.89, "tfidf": 0.88, "base": 0.80}
@@ -75,7 +77,7 @@ def make_dataset_and_responses(rows: int, labels: int, clusters: bool) -> tuple[
     """Return rows with targets, and answers of systems with different accuracies."""
     rng = random.Random(3)
     names = [f"label_{number}" for number in range(labels)]
-    test: list[dict[str, Any]] = [
+    test: list[DataRow] = [
         {
             "id": f"T{index:06d}",
             "input": {"text": f"message {index}"},
@@ -95,7 +97,7 @@ def make_dataset_and_responses(rows: int, labels: int, clusters: bool) -> tuple[
             for row in test
         ]
         responses.append(SystemResponses(System(name, "tuned" if name == "tuned" else "closed", name), answers))
-    prompt = {"task": {"kind": "classification"}}
+    prompt = PromptSpec(task={"kind": "classification"}, max_answer_tokens=16)
     return EvalDataset(classification, spec, prompt, train=[], calibration=[], test=test), responses
 
 

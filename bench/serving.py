@@ -28,7 +28,6 @@ from bench.peers.spec import RESULT_FILE
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files, environment
-from insource.tasks import load_task_spec
 from insource.tracking import run
 from serve.vllm import launch_plan, lifecycle
 from serve.vllm.launch_plan import ServedModel
@@ -73,7 +72,7 @@ def main() -> int:
 def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the figures of one server: with the constraint and without, at each concurrency."""
     rows = read_prompts(served)
-    constraint = {"structured_outputs": {"grammar": served.prompt["grammar"]}}
+    constraint = {"structured_outputs": {"grammar": served.prompt.grammar}}
     with bench_client(folder / "client.log") as client:
         for constraint_name, extra_body in (("grammar", constraint), ("none", {})):
             rate: float | None = None
@@ -101,7 +100,7 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
 
 def read_prompts(served: ServedModel) -> list[str]:
     """Return the user message of each train row. Raise StageError if there are too few rows."""
-    module, spec = load_task_spec(served.prompt["task"])
+    module, spec = served.prompt.load_task()
     rows = atomic_files.read_jsonl(served.run.folder / "data" / "train.jsonl")
     prompts = [module.messages(spec, row["input"])[0]["content"] for row in rows]
     n_needed = 2 * sum(request_count(concurrency, None) for concurrency in CONCURRENCIES)
@@ -140,7 +139,7 @@ class BenchClient:
         argv = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
         argv += ["--model", served.name, "--tokenizer", str(served.folder), "--skip-chat-template"]
         argv += ["--dataset-name", "custom", "--dataset-path", str(rows), "--disable-shuffle"]
-        argv += ["--custom-output-len", str(served.prompt["max_answer_tokens"])]
+        argv += ["--custom-output-len", str(served.prompt.max_answer_tokens)]
         argv += ["--num-prompts", str(len(prompts)), "--num-warmups", str(WARMUP_REQUESTS)]
         argv += ["--max-concurrency", str(concurrency), "--temperature", "0", "--seed", "17", "--disable-tqdm"]
         argv += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
@@ -185,7 +184,7 @@ def bench_client(log: Path) -> Iterator[BenchClient]:
         process.wait()
 
 
-def log_measurement(measured: Mapping[str, Any]) -> None:
+def log_measurement(measured: Mapping[str, object]) -> None:
     """Print a measurement to stderr."""
     print(
         f"measured  {measured['system']}, {measured['constraint']}, {measured['concurrency']} at a time: "
@@ -206,7 +205,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("at a time", "requests", "failed", "requests/s", *(f"p{p}" for p in PERCENTILES)):
         table.add_column(name, justify="right", no_wrap=True)
-    previous_group: tuple[Any, ...] = ()
+    previous_group: tuple[object, ...] = ()
     for result in results:
         group = (result["system"], result["prefix_caching"], result["constraint"])
         if previous_group and group != previous_group:

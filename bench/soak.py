@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench import machine
@@ -37,6 +38,7 @@ from deploy import registry
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from serve.vllm.server_process import free_port
 
@@ -142,7 +144,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
             for run in runs
         }
         rows = rows_with_margin(references)
-        grammar = atomic_files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
+        grammar = PromptSpec.read(runs[0].folder / "adapter").grammar
         state = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
         asyncio.run(run_load(state, folder, recipe, runs, rng))
         if process.poll() is not None:
@@ -273,8 +275,8 @@ async def inject_faults(state: SoakState, rng: random.Random) -> None:
         if not child_pids:
             continue
         signal_number, pid = rng.choice((signal.SIGKILL, signal.SIGSTOP)), rng.choice(child_pids)
-        with suppress(ProcessLookupError, FileNotFoundError):
-            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            name = psutil.Process(pid).name()
             os.kill(pid, signal_number)
             state.faults[f"{signal_number.name} {name}"] += 1
         wait = rng.uniform(*FAULT_INTERVAL_SECONDS)
@@ -282,12 +284,12 @@ async def inject_faults(state: SoakState, rng: random.Random) -> None:
 
 async def sample_resources(state: SoakState) -> None:
     """Sample memory and descriptors of the gateway."""
-    started_at, page_mib = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
+    started_at = time.monotonic()
     while not state.is_over():
-        process_dir = Path(f"/proc/{state.gateway_pid}")
-        with suppress(OSError):
-            resident = int((process_dir / "statm").read_text().split()[1]) * page_mib
-            state.samples.append((time.monotonic() - started_at, resident, len(list((process_dir / "fd").iterdir()))))
+        with suppress(psutil.Error):
+            process = psutil.Process(state.gateway_pid)
+            resident_mib = process.memory_info().rss / 2**20
+            state.samples.append((time.monotonic() - started_at, resident_mib, process.num_fds()))
         await asyncio.sleep(SAMPLE_INTERVAL_SECONDS)
 
 
@@ -323,7 +325,7 @@ def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -
     }
 
 
-def print_result(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, object]) -> None:
     """Print the figures."""
     for name, value in result.items():
         text = ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else value

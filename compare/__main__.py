@@ -10,7 +10,7 @@ def main() -> int:
     parser = cli.build_parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
     cli.add_run_option(parser)
     fresh = os.environ.get("FRESH", "") not in ("", "0")
-    parser.add_argument("--fresh", action="store_true", default=fresh, help="compare anew though nothing has changed")
+    parser.add_argument("--fresh", action="store_true", default=fresh, help="compare again even if nothing has changed")
     arguments = parser.parse_intermixed_args()
     from compare import stage
 

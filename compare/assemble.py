@@ -95,7 +95,7 @@ def assemble_scores(
         created=utc_timestamp(),
         task=summarize_task(trained_run, recipe, dataset, list(scored_systems[0].metric_stats)),
         base=BaseSummary(
-            name=str(dataset.prompt["base"]["name"]),
+            name=dataset.prompt.base.name,
             pocket=used_pocket_model(dataset),
             quantization=recipe.model.quantization,
             served_as=recipe.serve.base,
@@ -233,12 +233,12 @@ def _is_paid(responses: SystemResponses) -> bool:
 
 def used_pocket_model(dataset: EvalDataset) -> bool:
     """Return whether the pocket model replaced the recipe's base."""
-    return bool(dataset.prompt["base"]["name"] == POCKET_MODEL)
+    return dataset.prompt.base.name == POCKET_MODEL
 
 
 def training_seconds(trained_run: Run) -> float:
     """Return the duration of the training, from the manifest; 0 if it is missing."""
     stage = trained_run.stage("train")
-    if not stage.get("started") or not stage.get("ended"):
+    if not stage.started or not stage.ended:
         return 0.0
-    return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
+    return (datetime.fromisoformat(stage.ended) - datetime.fromisoformat(stage.started)).total_seconds()

@@ -2,19 +2,20 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
-from insource.tasks import load_task_spec, train_subset
+from insource.tasks import train_subset
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.task_kind import TaskKind
 from insource.text.text_keys import duplicate_key
+from insource.tracking.data_report import DataReport
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 
-Rows = Sequence[Mapping[str, Any]]
 OTHER_SPLITS = ("train", "validation", "calibration")
 
 
@@ -24,7 +25,7 @@ class EvalDataset:
 
     task: TaskKind
     spec: Any
-    prompt: Mapping[str, Any]
+    prompt: PromptSpec
     """prompt.json of the run: constraint, maximum answer length, chat template."""
     train: Rows
     calibration: Rows
@@ -76,7 +77,7 @@ def hash_test_set(run: Run) -> str:
     """
     path = run.folder / "data" / "test.jsonl"
     sha256 = atomic_files.sha256(path)
-    if sha256 != atomic_files.read_json(path.with_name("data.json"))["sha256"][path.name]:
+    if sha256 != DataReport.read(path.parent).sha256[path.name]:
         raise StageError(f"{path} was changed after data preparation; run `make data` again", code="INS-D033")
     return sha256
 
@@ -86,8 +87,8 @@ def load_test_dataset(run: Run) -> EvalDataset:
 
     Raise StageError if there are no test rows, or if another split contains a test row.
     """
-    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
-    task, spec = load_task_spec(prompt["task"])
+    prompt = PromptSpec.read(run.folder / "adapter")
+    task, spec = prompt.load_task()
     data = run.folder / "data"
     rows = {name: _read_rows(data / f"{name}.jsonl") for name in (*OTHER_SPLITS, "test")}
     if not rows["test"]:
@@ -105,8 +106,8 @@ def load_test_dataset(run: Run) -> EvalDataset:
 
 def load_validation_dataset(run: Run) -> EvalDataset:
     """Return the dataset of a run with validation rows as `test`. It can be used before the test set is read."""
-    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
-    task, spec = load_task_spec(prompt["task"])
+    prompt = PromptSpec.read(run.folder / "adapter")
+    task, spec = prompt.load_task()
     rows = {name: _read_rows(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
     return EvalDataset(task, spec, prompt, _trained_rows(run, rows["train"]), [], rows["validation"])
 
@@ -116,5 +117,5 @@ def _trained_rows(run: Run, train: Rows) -> Rows:
     return [train[index] for index in train_subset.select_train_rows(train, run.recipe())]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[DataRow]:
     return list(atomic_files.read_jsonl(path)) if path.exists() else []

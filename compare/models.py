@@ -108,13 +108,6 @@ def announced_shutdown(baseline: Baseline) -> str | None:
     return sdk.read_shutdown_dates().get(model)
 
 
-def dated_names(provider_name: str, name: str) -> list[str]:
-    """Return the names with a date that the SDK lists for a model, [] if the provider does not date it."""
-    sdk = _find_sdk_models(provider_name)
-    names = sdk.list_names() if sdk else ()
-    return [dated for dated in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", dated)]
-
-
 def main() -> None:
     """Print the table. Command-line words select the models whose names contain one of them."""
     from importlib.metadata import version

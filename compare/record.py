@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from compare import first_request, preflight
 from compare.decision import preregistration
-from compare.eval_dataset import EvalDataset, Rows
+from compare.eval_dataset import EvalDataset
 from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring.predictions import slug
 from compare.systems import api_models, catalog
@@ -27,7 +28,10 @@ from insource.config.load import LoadedRecipe, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tasks import TASKS
+from insource.tasks.data_row import InputRow, Rows
 from insource.tracking import folder_ownership, run
+from insource.tracking.data_report import DataReport
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 
 # Name of a run folder that does not exist: the answer cache is beside the run folders.
@@ -89,17 +93,10 @@ def select_system(recipe: Recipe, name: str | None) -> System:
 
 def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonContext:
     """Return a context of the prepared data without a trained model and without the targets of the test rows."""
-    metadata = atomic_files.read_json(data / "data.json")
-    task = TASKS[loaded.recipe.task.task_name]
-    labels = {label: entry["description"] for label, entry in metadata["labels"].items()}
-    may_be_empty = bool(metadata["labels_per_row"] and metadata["labels_per_row"]["may_be_empty"])
-    spec = task.make_spec(loaded.recipe.task, labels, may_be_empty)
+    report, task = DataReport.read(data), TASKS[loaded.recipe.task.task_name]
+    spec = task.make_spec(loaded.recipe.task, report.label_descriptions, report.may_be_empty)
     # Same values as training writes into prompt.json, so that a comparison finds these answers in the cache.
-    prompt = {
-        "grammar": None,
-        "output_schema": task.output_schema(spec),
-        "max_answer_tokens": metadata["tokens"]["served"]["for_the_answer"],
-    }
+    prompt = PromptSpec(output_schema=task.output_schema(spec), max_answer_tokens=report.max_answer_tokens)
     train = list(atomic_files.read_jsonl(data / "train.jsonl"))
     dataset = EvalDataset(task, spec, prompt, train, [], read_inputs(data / "test.jsonl"))
     return ComparisonContext(Run(folder / PLACEHOLDER_RUN), loaded.name, loaded.recipe, dataset)
@@ -107,10 +104,10 @@ def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonC
 
 def read_inputs(path: Path) -> Rows:
     """Return ids and input texts of the rows of a split, without targets. Raise StageError if it has no rows."""
-    rows = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
+    rows: list[InputRow] = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
     if not rows:
         raise StageError(f"{path} has no rows to record; set data.split.test above 0", code="INS-D027")
-    return rows
+    return cast("Rows", rows)
 
 
 def write_answers(responses: SystemResponses, path: Path) -> int:

@@ -54,13 +54,11 @@ def main(arguments: argparse.Namespace) -> int:
     with run.lock_run(trained_run):
         inputs = input_hashes(trained_run, recipe, runnable)
         previous = trained_run.stage("compare")
-        if (
-            not arguments.fresh
-            and previous.get("state") == "done"
-            and previous["inputs"] == inputs
-            and _is_complete(trained_run)
-        ):
-            print(f"compare   unchanged: run {trained_run.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
+        if not arguments.fresh and previous.state == "done" and previous.inputs == inputs and _is_complete(trained_run):
+            print(
+                f"compare   unchanged: run {trained_run.id} was compared with these inputs (FRESH=1 compares again)",
+                file=sys.stderr,
+            )
             print(*console.summary_lines(trained_run, read_scores(trained_run.folder / "scores.json")), sep="\n")
             return cli.OK
         run.start_stage(trained_run, "compare", inputs)

@@ -33,7 +33,9 @@ from insource.stats import intervals, paired
 from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
 from insource.tasks import metric_label, references
+from insource.tasks.data_row import Rows
 from insource.tracking import folder_ownership, run
+from insource.tracking.reference_row import read_references
 from insource.tracking.run import Run
 
 # Sections that no variant may change: results on other rows or for another task are not comparable.
@@ -59,7 +61,7 @@ class TrainedVariant:
     """The main metrics on all validation rows."""
     metric_stats: Mapping[str, MetricStats]
     """Metric statistics of the validation rows whose answers the run keeps, {} if its kind is not decoded."""
-    rows: Sequence[Mapping[str, Any]]
+    rows: Rows
     """The validation rows whose answers the run keeps."""
     rows_sha256: str
     """Of the validation rows, by id and text."""
@@ -204,12 +206,12 @@ def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
 
 def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
     """Return the validation metrics of a trained run."""
-    metrics = trained_run.stage("train")["metrics"]
+    metrics = trained_run.stage("train").metrics
     dataset = eval_dataset.load_validation_dataset(trained_run)
-    rows: Sequence[Mapping[str, Any]] = []
+    rows: Rows = []
     metric_stats: Mapping[str, MetricStats] = {}
     if dataset.task.OBJECTIVE != "prefer":
-        answers = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(trained_run.references_path)}
+        answers = {row.id: row.answer for row in read_references(trained_run.references_path)}
         rows = [row for row in dataset.test if row["id"] in answers]
         parsed = [predictions.parse_answer(dataset, SystemAnswer(row["id"], answers[row["id"]])) for row in rows]
         targets = references.select_targets(dataset.task, dataset.spec, rows, parsed)

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from insource.config import cli
+from insource.tracking.data_report import DataReport
 
 if TYPE_CHECKING:
     from insource.config.recipe import Recipe
@@ -22,7 +23,6 @@ def main() -> int:
     from data_prep.readers import sources
     from data_prep.report import console
     from insource.config.load import describe_precedence, load
-    from insource.system import atomic_files
     from insource.tracking import folder_ownership
     from insource.tracking.base_models import gguf_model, smollm2_wheel
     from insource.tracking.run import runs_folder
@@ -43,9 +43,7 @@ def main() -> int:
     recipe = gguf_model.ensure_model_folder(loaded.recipe, runs)
     folder, was_prepared = prepare.main(recipe, runs / loaded.name, loaded.overridden)
     print(
-        console.format_summary(
-            atomic_files.read_json(folder / "data.json"), "prepared" if was_prepared else "unchanged"
-        ),
+        console.format_summary(DataReport.read(folder), "prepared" if was_prepared else "unchanged"),
         file=sys.stderr,
     )
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)

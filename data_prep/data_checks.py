@@ -5,7 +5,7 @@ labels with too few rows (the first 5 of 12):
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +21,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.tasks import TASKS
 from insource.text.labels import display_label
+from insource.tracking.data_report import RowCounts, SourceReport
 
 # Labels and hints in one message: with its first and last line it has at most ten lines.
 MAX_LABELS_SHOWN, MAX_HINTS = 5, 3
@@ -61,7 +62,7 @@ def check_rejected(
     )
 
 
-def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+def check_fields(table: Table, sources: Sequence[SourceReport], recipe: Recipe) -> list[str]:
     """Return one line per record field without a value in any row, with the column that may be meant.
 
     Raise RecipeError if no row has a value of any field.
@@ -72,9 +73,7 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
             missing_counts[path][state] += rows
     empty_fields = [name for name, states in missing_counts.items() if states.total() == len(table)]
     if empty_fields and len(empty_fields) == len(missing_counts) and len(table):
-        available = list(
-            dict.fromkeys(column for source in sources for column in source["detected"].get("columns", ()))
-        )
+        available = list(dict.fromkeys(column for source in sources for column in source.detected.get("columns", ())))
         listing = ", ".join(available[:MAX_COLUMNS_SHOWN]) + (", ..." if len(available) > MAX_COLUMNS_SHOWN else "")
         column_hint = f"; the columns are {listing}" if available else ""
         raise RecipeError(
@@ -85,12 +84,12 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
     return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in empty_fields]
 
 
-def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
+def _suggest_column(field: str, sources: Sequence[SourceReport], recipe: Recipe) -> str:
     """Return a hint to the column with the most similar name; "" if there is none or the field is a column."""
     columns = recipe.data.columns
     if columns.target or columns.targets or columns.slot_columns:
         return ""
-    available = [column for source in sources for column in source["detected"].get("columns", ())]
+    available = [column for source in sources for column in source.detected.get("columns", ())]
     folded = {column.casefold().replace("_", " "): column for column in available}
     matches = get_close_matches(field.casefold().replace("_", " "), list(folded), 1)
     return f"; did you mean the column {folded[matches[0]]!r}?" if matches and field not in available else ""
@@ -114,7 +113,7 @@ def check_labels(canonical_labels: dict[str, str], table: Table, recipe: Recipe)
         )
 
 
-def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced: Sequence[str]) -> list[str]:
+def check_learnable(prepared: PreparedData, row_counts: RowCounts, replaced: Sequence[str]) -> list[str]:
     """Return one line per listed label that cannot be learnt because all its train rows conflict with others.
 
     `row_counts` has the row counts of `report.statistics.count_rows`. `replaced` lists what was changed in the recipe.
@@ -144,20 +143,18 @@ def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced
             code="INS-D026",
         )
     for name in ("train", "validation", "test"):
-        if not row_counts["written"][name]:
-            reasons = Counter(row_counts["dropped"]) + Counter(row_counts["rejected"])
+        if not row_counts.written[name]:
+            reasons = Counter(row_counts.dropped) + Counter(row_counts.rejected)
             reason_note = f" ({_format_reasons(reasons)})" if reasons else ""
             keys = "".join(f"\n  {line}" for line in _make_hints(reasons, prepared, replaced))
             raise RecipeError(
-                f"no rows are left for {name}: {row_counts['read']} were read{reason_note}; see data.split{keys}",
+                f"no rows are left for {name}: {row_counts.read} were read{reason_note}; see data.split{keys}",
                 code="INS-D027",
             )
-    accounted = (
-        sum(row_counts["written"].values()) + sum(row_counts["rejected"].values()) + sum(row_counts["dropped"].values())
-    )
-    accounted += row_counts["filtered"] + row_counts["unlabelled"]
-    if accounted != row_counts["read"]:
-        raise AssertionError(f"rows read {row_counts['read']} != written + rejected + dropped {accounted}")
+    accounted = sum(row_counts.written.values()) + sum(row_counts.rejected.values()) + sum(row_counts.dropped.values())
+    accounted += row_counts.filtered + row_counts.unlabelled
+    if accounted != row_counts.read:
+        raise AssertionError(f"rows read {row_counts.read} != written + rejected + dropped {accounted}")
     return conflicting
 
 

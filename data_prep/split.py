@@ -22,6 +22,7 @@ from data_prep.rows.timestamps import parse_iso_seconds
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Split
 from insource.config.schema.source import SPLITS
+from insource.tracking.data_report import SplitFractions
 
 HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
@@ -95,7 +96,7 @@ def _find_newest_rows(times: Array, assignable: Array, settings: Split) -> tuple
     return newest, boundary
 
 
-def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSets) -> dict[str, dict[str, float]]:
+def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSets) -> dict[str, SplitFractions]:
     """Return the requested fraction, the actual fraction and the worst label deviation of each assigned split.
 
     The figures are those before deduplication. `sets` has the labels of each target hash. Labels with fewer than ten
@@ -103,14 +104,12 @@ def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSet
     """
     targets = table.columns["target"][assignment.assignable]
     totals = {label: rows for label, rows in label_sets.count_rows_per_label(sets, targets).items() if rows >= 10}
-    deviations = {}
+    deviations: dict[str, SplitFractions] = {}
     for name, fraction in assignment.fractions.items():
         mask = (assignment.splits == SPLITS.index(name))[assignment.assignable]
         counts = label_sets.count_rows_per_label(sets, targets[mask])
         offsets = [abs(counts[label] / rows - fraction) for label, rows in totals.items()]
-        deviations[name] = {
-            "asked": fraction,
-            "share": float(mask.mean()),
-            "worst_label_deviation": max(offsets, default=0.0),
-        }
+        deviations[name] = SplitFractions(
+            asked=fraction, share=float(mask.mean()), worst_label_deviation=max(offsets, default=0.0)
+        )
     return deviations

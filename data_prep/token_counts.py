@@ -9,7 +9,7 @@ must fit serve.max_model_len and the context length of the base.
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from insource.config.recipe import Recipe
 from insource.config.schema.train import Model
 from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BOUNDARY_TOKENS = 8
 # Private-use characters, which mark the place of the input in the rendered template.
@@ -167,7 +170,7 @@ def _check_shared_prompt(shared_tokens: int, recipe: Recipe, label_descriptions:
             )
 
 
-def _template_segments(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
+def _template_segments(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> tuple[str, str, str]:
     """Return the prompt before the input, the text between input and answer, and the stop token.
 
     Raise RecipeError if the chat template omits the message.

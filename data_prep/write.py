@@ -32,7 +32,7 @@ from insource.tasks import TASKS, slice_name
 from insource.tasks.records.normalizers import normalize
 from insource.text.text_keys import clean
 
-SliceCounts = dict[str, dict[str, Any]]
+SliceCounts = dict[str, dict[str, dict[str, int]]]
 
 
 def write_splits(
@@ -42,7 +42,7 @@ def write_splits(
     drops: DropDecisions,
     recipe: Recipe,
     map_label: Callable[[str], str] | None,
-    extra_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    extra_columns: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
 ) -> SliceCounts:
     """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 

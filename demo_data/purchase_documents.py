@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
 from demo_data import purchase_phrases as phrases
 from demo_data.purchase_layouts import LAYOUTS, Page
@@ -70,7 +69,7 @@ class Record:
     due_date: str | None
 
 
-def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
+def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, object]]:
     """Yield `rows` synthetic documents in order of time, deterministic for the same arguments."""
     rng = random.Random(seed)
     suppliers = [_make_supplier(number, rng) for number in range(SUPPLIERS)]

@@ -29,6 +29,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.system import append_only, atomic_files
 from insource.system.timestamps import utc_timestamp
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import PromptSpec, read_trained_base
 from insource.tracking.run import REFERENCES_FILE, Run
 
 CURRENT = "current"
@@ -71,7 +72,7 @@ def read_history(registry_dir: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict) and {"action", "to"} <= entry.keys()]
 
 
-def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
+def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, object] | None = None) -> str:
     """Make the adapter of a run the current version. Return the version.
 
     `overridden` are the failed checks that were forced, `routing` is the routing record (deploy/routing.py). Raise
@@ -99,33 +100,33 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
                         f"the adapter of run {run.id} was changed after training: {'; '.join(problems)}",
                         code="INS-E014",
                     )
-                Run(temp_path).check_references(atomic_files.read_json(temp_path / "adapter" / "prompt.json"))
+                Run(temp_path).check_references(PromptSpec.read(temp_path / "adapter"))
         details = {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
         set_current(registry_dir, version, details | ({"routing": dict(routing)} if routing else {}))
     return version
 
 
-def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
+def copy_base(registry_dir: Path, run: Run) -> dict[str, object] | None:
     """Copy the base that a run was trained on into the registry and return its record; None for a published base.
 
     Raise StageError if the base is missing or incomplete.
     """
-    record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    record = read_trained_base(run.folder / "adapter")
     if record is None:
         return None
-    target = registry_dir.parent / base_store.BASES_FOLDER / record["digest"]
+    target = registry_dir.parent / base_store.BASES_FOLDER / record.digest
     if not (target / atomic_files.CHECKSUMS).is_file():
-        source = base_store.find(run.folder, record["digest"])
+        source = base_store.find(run.folder, record.digest)
         problems = atomic_files.find_changes(source) if source else ["it is missing"]
         if source is None or problems:
             raise StageError(
-                f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record['digest']}, "
+                f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record.digest}, "
                 f"was changed or removed: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes "
                 "it again",
                 code="INS-E003",
             )
         base_store.copy_base(source, target)
-    return dict(record)
+    return record.to_json()
 
 
 def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
@@ -195,7 +196,7 @@ def compute_hashes(version: Path) -> dict[str, str]:
     return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
-def set_current(registry_dir: Path, version: str, details: Mapping[str, Any]) -> None:
+def set_current(registry_dir: Path, version: str, details: Mapping[str, object]) -> None:
     """Record the change in the history and make `version` current atomically. Raise StageError if the disk is full."""
     line = {"at": utc_timestamp(), "from": current_version(registry_dir), "to": version, **details}
     line["sha256"] = compute_hashes(registry_dir / "versions" / version)
@@ -239,7 +240,7 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
         ) from None
 
 
-def _parse_line(line: bytes) -> Any:
+def _parse_line(line: bytes) -> object:
     try:
         return json.loads(line)
     except ValueError:

@@ -22,7 +22,7 @@ from compare.scoring import confidence
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.system import atomic_files
-from insource.tasks import load_task_spec
+from insource.tracking.prompt_spec import PROMPT_FILE, PromptSpec
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import read_compared_model
 
@@ -52,14 +52,14 @@ class Routing:
         return self.target is None or self.target == current
 
 
-def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
+def record_routing(registry_dir: Path, run: Run) -> dict[str, object]:
     """Copy routing.json of a run into registry/<name> and return the routing record for the history."""
-    path = run.folder / "adapter" / "prompt.json"
-    prompt = atomic_files.read_json(path) if path.is_file() else {}
-    if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
+    adapter = run.folder / "adapter"
+    prompt = PromptSpec.read(adapter) if (adapter / PROMPT_FILE).is_file() else None
+    if prompt is None or prompt.task is None or not (run.folder / "data" / "validation.jsonl").is_file():
         reason = f"run {run.id} has no prompt.json or no validation rows"
         return {"file": None, "scale": None, "why_none": reason}
-    module, spec = load_task_spec(prompt["task"])
+    module, spec = prompt.load_task()
     scale = confidence.fit_tuned_scale(run, EvalDataset(module, spec, prompt, train=[], calibration=[], test=[]))
     record = {"scale": scale.json() if scale else None}
     source = run.folder / "routing.json"
@@ -102,7 +102,7 @@ def _read_profile(path: Path) -> AnswerProfile | None:
 def _find_mismatch(run: Run) -> str | None:
     """Return why there is no threshold for the deployed adapter, None if routing.json is for it."""
     compare = run.stage("compare")
-    if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
+    if compare.state != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
     if not run.used_current_adapter("compare"):
         return "the comparison was of another adapter; `make compare`, then `make deploy`"

@@ -34,7 +34,7 @@ class Job:
     probabilities: bool
     fresh: bool
     force: bool
-    output_info: dict[str, Any]
+    output_info: dict[str, object]
     """How the existing output was made (`read_output_info`); {} if there is none."""
     source: Source
     files: list[SourceFile]

@@ -36,7 +36,7 @@ PREDICTION_COLUMNS = tuple(column.name for column in fields(Prediction) if colum
 """Columns of the output, after those of the input."""
 
 
-def to_journal_line(key: str, prediction: Prediction) -> dict[str, Any]:
+def to_journal_line(key: str, prediction: Prediction) -> dict[str, object]:
     """Return a prediction as a line of the journal."""
     values = asdict(prediction)
     del values["final"]

@@ -7,8 +7,7 @@ from compare.scoring.confidence import scale_from_json
 from deploy.routing import Routing
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
-from insource.system import atomic_files
-from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import read_compared_model
 
@@ -41,7 +40,7 @@ def load_run_routing(run: Run, dataset: EvalDataset, variant: str, recipe: Recip
 
 def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     compare_stage = run.stage("compare")
-    if compare_stage.get("state") != "done" or not (run.folder / "routing.json").is_file():
+    if compare_stage.state != "done" or not (run.folder / "routing.json").is_file():
         return f"run {run.id} was not compared; {COMPARE_HINT}"
     if not run.used_current_adapter("compare"):
         return f"the comparison was of another adapter; {COMPARE_HINT}"
@@ -50,7 +49,7 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     if compared_variant != variant and not (compared_variant in EQUIVALENT_VARIANTS and variant in EQUIVALENT_VARIANTS):
         return f"the comparison was of {compared_variant}, and {variant} answers; compare with serve.model={variant}"
     # Only a base that training changed can differ from the published one.
-    if base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json")):
+    if read_trained_base(run.folder / "adapter"):
         served_base = compared.served_base
         if served_base != base:
             unknown_base = "by an earlier version, which did not say on which base"

@@ -28,7 +28,6 @@ import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 REQUIREMENTS_DIR = Path(__file__).parent
 VENV_LINK = REQUIREMENTS_DIR.parent / ".venv"
@@ -75,7 +74,7 @@ def main() -> None:
         log(f"setup     done in {time.monotonic() - started_at:.0f} s")
 
 
-def read_stamp(folder: Path) -> dict[str, Any] | None:
+def read_stamp(folder: Path) -> dict[str, object] | None:
     """Return the stamp of an environment, None if it is missing or torn."""
     try:
         return json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
@@ -83,7 +82,7 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_stamp(folder: Path, content: dict[str, Any]) -> None:
+def write_stamp(folder: Path, content: dict[str, object]) -> None:
     """Write the stamp of an environment."""
     (folder / STAMP_FILE).write_text(json.dumps(content), encoding="utf-8")
 

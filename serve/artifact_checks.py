@@ -18,6 +18,7 @@ from typing import Any
 from insource.config.schema.lora import VLLM_MAX_RANK, VLLM_RANKS
 from insource.system import atomic_files
 from insource.tracking import digests
+from insource.tracking.prompt_spec import PromptSpec
 
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _RETRAIN_HINT = "train again (FRESH=1), or copy the folder again"
@@ -145,17 +146,17 @@ def _read_tensor_headers(path: Path) -> dict[str, dict[str, Any]]:
 
 def _check_prompt(folder: Path) -> Iterator[str]:
     """Yield problems of the chat template: it must be the one used in training."""
-    prompt, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
+    prompt, template = PromptSpec.read(folder), folder / "chat_template.jinja"
     if not template.is_file():
         yield f"chat_template.jinja is missing in {folder}; {_RETRAIN_HINT}"
-    elif hashlib.sha256(template.read_bytes()).hexdigest() != prompt["chat_template_sha256"]:
+    elif hashlib.sha256(template.read_bytes()).hexdigest() != prompt.chat_template_sha256:
         yield (
             f"chat_template.jinja in {folder} is not the template of the training (prompt.json has its hash): the "
             f"served prompts would differ from the trained ones; restore the trained template ({_RETRAIN_HINT})"
         )
 
 
-def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
+def _check_config(config: Mapping[str, object]) -> Iterator[str]:
     """Yield properties of an adapter that vLLM does not serve."""
     if (largest := adapter_rank(config)) > VLLM_MAX_RANK:
         yield (
@@ -179,7 +180,7 @@ def _check_base(folder: Path, base_folder: Path | None, hashes: Mapping[str, str
     changed = sorted(name for name in hashes if base_hashes.get(name) != hashes[name])
     shape = next(_shape_mismatches(tensor_shapes(folder), tensor_shapes(base_folder)), None)
     if shape:
-        name = atomic_files.read_json(folder / "prompt.json").get("base", {}).get("name")
+        name = PromptSpec.read(folder).base.name
         yield f"the base {base_folder} is not the one of this adapter ({name}): {shape}; set model.base to that one"
     elif changed:
         yield (

@@ -139,9 +139,9 @@ def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float,
     url = f"http://{address.host}:{address.port}/v1"
     first = served[0]
     text = "..."
-    message = {"role": "user", "content": first.prompt["messages"][-1]["content"].replace("{input}", text)}
-    payload = {"model": first.name, "messages": [message], "structured_outputs": {"grammar": first.prompt["grammar"]}}
-    if not first.prompt["grammar"]:
+    message = {"role": "user", "content": first.prompt.messages[-1]["content"].replace("{input}", text)}
+    payload = {"model": first.name, "messages": [message], "structured_outputs": {"grammar": first.prompt.grammar}}
+    if not first.prompt.grammar:
         del payload["structured_outputs"]
     payload_path = first.run.folder / "request.json"
     payload_path.write_text(json.dumps(payload, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

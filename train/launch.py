@@ -29,6 +29,8 @@ from insource.system import atomic_files, environment
 from insource.tasks import TASKS, format_metrics
 from insource.tracking import digests, folder_ownership, run
 from insource.tracking.base_models import gguf_model, smollm2_wheel
+from insource.tracking.data_report import DataReport
+from insource.tracking.manifest import UNRECORDED_EXIT
 from insource.tracking.run import Run
 from train.device.environment import QUIET_ENV
 from train.distributed import rendezvous
@@ -75,9 +77,9 @@ def _start_or_resume(
     if finished := [
         candidate
         for candidate in existing
-        if candidate.stage("train").get("state") == "done" and (candidate.folder / "adapter").is_dir()
+        if candidate.stage("train").state == "done" and (candidate.folder / "adapter").is_dir()
     ]:
-        print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
+        print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains again)", file=sys.stderr)
         if announcement:
             announcement.set_unchanged(f"run {finished[0].id} did this")
         return _finish(finished[0], arguments.keep_latest)
@@ -175,13 +177,13 @@ def _prepare_data(arguments: argparse.Namespace) -> Path:
 
 
 def _record_data(current: Run, data: Path) -> None:
-    report = atomic_files.read_json(data / "data.json")
-    inputs = {source["file"]: source["sha256"] for source in report["sources"]}
-    if teacher := report.get("teacher"):
-        inputs["teacher/labels.jsonl"] = teacher["labels_sha256"]
+    report = DataReport.read(data)
+    inputs = {source.file: source.sha256 for source in report.sources}
+    if teacher := report.teacher:
+        inputs["teacher/labels.jsonl"] = teacher.labels_sha256
     run.start_stage(current, "data", inputs)
-    outputs = [current.folder / "data" / name for name in ("data.json", *report["sha256"])]
-    run.end_stage(current, "data", "done", "done", outputs, rows=report["rows"])
+    outputs = [current.folder / "data" / name for name in ("data.json", *report.sha256)]
+    run.end_stage(current, "data", "done", "done", outputs, rows=report.rows.to_json())
 
 
 def _launch_training(current: Run, recipe: Recipe) -> None:
@@ -194,13 +196,13 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
     command = _worker_command(current.folder, recipe, threads)
     code, stopped = run_program(command, worker_environment(recipe, threads))
     stage = current.stage("train")
-    if code and stage != previous and stage.get("state") == "failed":
-        sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
+    if code and stage != previous and stage.state == "failed":
+        sys.exit(stage.metrics.get("exit_code", cli.FAILED))
     # Only process 0 of all machines records and returns exit code 130.
     if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
-        if stage.get("exit_reason") == run.UNRECORDED_EXIT and not accelerate.machine_rank:
+        if stage.exit_reason == UNRECORDED_EXIT and not accelerate.machine_rank:
             run.end_stage(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
-        print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
+        print(f"interrupted: the same command resumes run {current.id}", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code:
         raise StageError(
@@ -321,7 +323,7 @@ def _finish(finished_run: Run, keep_latest: bool) -> int:
 def summary_lines(finished_run: Run) -> list[str]:
     """Return the summary of a finished training: its scores, those of the untuned base, and the adapter folder."""
     task = TASKS[finished_run.recipe().task.task_name]
-    scores: dict[str, Any] = finished_run.stage("train")["metrics"]["validation"]
+    scores: dict[str, Any] = finished_run.stage("train").metrics["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices with the values true and false, such as the vendors that the train rows do not contain.
     scores_by_slice = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}

@@ -7,7 +7,7 @@ gradient checkpointing on, as on a GPU. Then a pack is timed: forward and backwa
 import random
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.gpu.random_models import torch_dtype
 from bench.gpu.spec import CaseLog, Measurement, PartSpec
@@ -18,6 +18,9 @@ from train.packing import collate, self_check
 from train.packing.attention import preferred_implementation
 from train.packing.attention_blocks import SHARED_PREFIX, Implementation
 from train.packing.packing_plan import Pack, TokenizedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VOCABULARY, SUFFIX_TOKENS, ANSWER_TOKENS = 300, 30, 4
 HEADS, KV_HEADS = 8, 2
@@ -65,7 +68,7 @@ def make_pack(prefix: int, tokens: int) -> Pack:
     return Pack(tuple(rows), prefix)
 
 
-def build_model(spec: PartSpec, head_dim: int) -> Any:
+def build_model(spec: PartSpec, head_dim: int) -> "PreTrainedModel":
     """Return a Qwen3 of two layers with random weights and heads of this width."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
@@ -94,7 +97,7 @@ def forward_context(spec: PartSpec) -> Any:
 
 
 def compare(
-    spec: PartSpec, model: Any, pack: Pack, implementation: Implementation, failures: list[str], name: str
+    spec: PartSpec, model: "PreTrainedModel", pack: Pack, implementation: Implementation, failures: list[str], name: str
 ) -> Measurement:
     """Return time and difference of a pack; add to `failures` if the difference exceeds rounding."""
     difference = self_check.measure_difference(
@@ -123,7 +126,7 @@ def compare(
     )
 
 
-def time_pass(spec: PartSpec, model: Any, pack: Pack, implementation: Implementation) -> float:
+def time_pass(spec: PartSpec, model: "PreTrainedModel", pack: Pack, implementation: Implementation) -> float:
     """Return the seconds of the second of two forward and backward passes."""
     import torch
 
@@ -139,7 +142,7 @@ def time_pass(spec: PartSpec, model: Any, pack: Pack, implementation: Implementa
     return seconds
 
 
-def time_lengths(spec: PartSpec, model: Any, pack: Pack) -> Measurement:
+def time_lengths(spec: PartSpec, model: "PreTrainedModel", pack: Pack) -> Measurement:
     """Return the time of a pack by FlexAttention, and how many graphs have been compiled so far."""
     from torch._dynamo.utils import counters
 
@@ -148,7 +151,7 @@ def time_lengths(spec: PartSpec, model: Any, pack: Pack) -> Measurement:
     return Measurement(pack.tokens / seconds, "tokens/s", count_operations(model, pack) / seconds, details=details)
 
 
-def count_operations(model: Any, pack: Pack) -> float:
+def count_operations(model: "PreTrainedModel", pack: Pack) -> float:
     """Return the operations of a forward and backward pass with frozen weights: linear layers and visible pairs.
 
     A weight takes 2 operations a token forward and 2 backward. A visible pair takes 4 a head and width forward

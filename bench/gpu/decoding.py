@@ -5,7 +5,7 @@ The grammar has the workload's labels. Weights are dequantized during decoding w
 
 import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.gpu import random_models, training, workload
 from bench.gpu.random_models import RandomModel
@@ -16,6 +16,9 @@ from insource.config.errors import StageError
 from insource.tasks import classification
 from train.evaluate.constrained_decoding import decode_answers
 from train.model import base, dequantize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 24
 
@@ -31,7 +34,9 @@ def run(spec: PartSpec, log: CaseLog) -> None:
     log.run("base with an adapter", lambda: decode(spec, built, adapted, tokenizer, data))
 
 
-def decode(spec: PartSpec, built: RandomModel, model: Any, tokenizer: Any, data: Workload) -> Measurement:
+def decode(
+    spec: PartSpec, built: RandomModel, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", data: Workload
+) -> Measurement:
     """Return the rate of decoding all rows once, after a warm-up. Raise StageError if an answer is not a label."""
     prompts = [example.prompt_ids for example in data.examples]
     labels = workloads.synthetic_labels(workload.count_labels(spec), random.Random(workloads.SEED))

@@ -8,13 +8,17 @@ same class with two narrow layers.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import gpu_memory
 from bench.gpu.spec import PartSpec
 from bench.peers.spec import ADAPTER_DIR
 from bench.training import fixtures
 from train.model import base
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Layers of at least 64 weights a row: NF4 quantizes blocks of 64.
 SMALL_SHAPE = {
@@ -29,13 +33,13 @@ WEIGHT_STD = 0.02
 class RandomModel:
     """A model of random weights."""
 
-    model: Any
+    model: "PreTrainedModel"
     description: str
     linear_parameters: int
     """Weights of the layers that every token passes, without the head."""
 
 
-def build_config(name: str, small: bool, vocabulary: int) -> Any:
+def build_config(name: str, small: bool, vocabulary: int) -> "PretrainedConfig":
     """Return the config of a published model; a small one has the vocabulary of the bench's tokenizer."""
     from transformers import AutoConfig
 
@@ -46,7 +50,7 @@ def build_config(name: str, small: bool, vocabulary: int) -> Any:
     return AutoConfig.for_model(model_type, **settings)
 
 
-def torch_dtype(spec: PartSpec) -> Any:
+def torch_dtype(spec: PartSpec) -> "torch.dtype":
     """Return the type of the weights that are not quantized: bfloat16 on a GPU, float32 on a CPU, as in training."""
     import torch
 
@@ -90,7 +94,7 @@ def build_nf4_model(spec: PartSpec, vocabulary: int) -> RandomModel:
     return RandomModel(model.eval(), description, linear_parameters)
 
 
-def make_nf4_layer(layer: Any, device: str, dtype: Any) -> Any:
+def make_nf4_layer(layer: Any, device: str, dtype: "torch.dtype") -> Any:
     """Return a random layer of the same shape in NF4."""
     import torch
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
@@ -110,7 +114,7 @@ def make_nf4_layer(layer: Any, device: str, dtype: Any) -> Any:
     return quantized.eval()
 
 
-def _random_parameter(parameter: Any, device: str) -> Any:
+def _random_parameter(parameter: Any, device: str) -> "torch.Tensor":
     """Return a frozen parameter of the same shape: ones for the scale of a norm, random values for a matrix."""
     import torch
 
@@ -121,7 +125,7 @@ def _random_parameter(parameter: Any, device: str) -> Any:
     return torch.nn.Parameter(values, requires_grad=False)
 
 
-def save_model(spec: PartSpec, tokenizer: Any, folder: Path) -> RandomModel:
+def save_model(spec: PartSpec, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> RandomModel:
     """Save the spec's model without quantization, tokenizer and initial adapter, for frameworks that load files.
 
     The returned record has no model: its memory is free again.

@@ -104,7 +104,7 @@ class CaseLog:
         self.skipped.append({"name": name, "reason": reason})
         self._write()
 
-    def _describe(self, name: str, measurement: Measurement, seconds: float) -> dict[str, Any]:
+    def _describe(self, name: str, measurement: Measurement, seconds: float) -> dict[str, object]:
         dtype = measurement.dtype or self.spec.dtype
         peak, flops = self.spec.matmul_flops.get(dtype), measurement.flops_per_second
         memory = measurement.peak_memory_bytes or decode_rows.peak_memory_bytes()

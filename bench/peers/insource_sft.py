@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.peers.spec import ADAPTER_DIR, PeerSpec, package_versions, read_spec
 from bench.peers.training_probe import TrainingProbe
@@ -18,6 +18,9 @@ from train.loop import fit
 from train.loop.signals import StopRequest
 from train.model import base
 from train.packing import dataset, packing_plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +38,11 @@ def main(spec: PeerSpec) -> None:
 
 
 def train_and_probe(
-    recipe: Recipe, folder: Path, model: Any, tokenizer: Any, examples: Sequence[tuple[list[int], list[int]]]
+    recipe: Recipe,
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[tuple[list[int], list[int]]],
 ) -> dict[str, Any]:
     """Train a model with an adapter on rows of prompt and answer ids, in their order, and return the figures.
 

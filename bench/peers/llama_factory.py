@@ -9,7 +9,6 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from bench.peers.spec import ADAPTER_DIR, PeerSpec, build_features, package_versions, read_spec
 from bench.peers.training_probe import TrainingProbe
@@ -27,7 +26,7 @@ def main(spec: PeerSpec) -> None:
     probe = TrainingProbe()
 
     class AttachProbe(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
             probe.attach(kwargs["model"])
 
     run_exp(build_settings(spec, folder), [AttachProbe()])
@@ -53,7 +52,7 @@ def stub_torchaudio() -> None:
         sys.modules["torchaudio"] = module
 
 
-def build_settings(spec: PeerSpec, folder: Path) -> dict[str, Any]:
+def build_settings(spec: PeerSpec, folder: Path) -> dict[str, object]:
     """Return the settings of its YAML file."""
     quantized = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
     return {

@@ -14,10 +14,13 @@ import json
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TokenIds = tuple[int, ...]
 
@@ -33,7 +36,7 @@ class TrainingProbe:
         self.computed_tokens: list[int] = []
         self._hooks = [register_optimizer_step_post_hook(self._record_update)]
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: "PreTrainedModel") -> None:
         """Record the inputs of this model from now on."""
         self._hooks.append(model.register_forward_pre_hook(self._record_forward, with_kwargs=True))
 
@@ -44,7 +47,7 @@ class TrainingProbe:
             ids.tolist(), _to_lists(inputs.get("position_ids")), _to_lists(inputs.get("attention_mask"), dimensions=2)
         )
 
-    def _record_update(self, *_: Any) -> None:
+    def _record_update(self, *_: object) -> None:
         self.update_times.append(time.perf_counter())
         self.updates.append(self._current_rows)
         self.computed_tokens.append(self._n_computed_tokens)
@@ -108,7 +111,7 @@ def _to_lists(tensor: Any, dimensions: int | None = None) -> Any:
     return tensor.tolist()
 
 
-def json_sha256(values: Iterable[Any]) -> str:
+def json_sha256(values: Iterable[object]) -> str:
     """Return the SHA-256 of the values as JSON."""
     return hashlib.sha256(json.dumps(list(values), separators=(",", ":")).encode()).hexdigest()
 

@@ -7,10 +7,13 @@ rows only on average. TRL shuffles the sequences.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.peers.spec import ADAPTER_DIR, PeerSpec, build_features, package_versions, read_spec
 from bench.peers.training_probe import TrainingProbe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def main(spec: PeerSpec) -> None:
@@ -59,8 +62,8 @@ def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
 
 def build_trainer(
     spec: PeerSpec,
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     examples: list[Any],
     micro_batch: int,
     pack_tokens: int,
@@ -104,7 +107,9 @@ def build_trainer(
     return SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
 
 
-def measure_seconds_per_token(spec: PeerSpec, model: Any, tokenizer: Any, candidate: int) -> float | None:
+def measure_seconds_per_token(
+    spec: PeerSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", candidate: int
+) -> float | None:
     """Return the seconds a token of a row with `candidate` as micro_batch or pack_tokens.
 
     The second of two forward and backward passes counts. Return None if the GPU has too little memory for it.

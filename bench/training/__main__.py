@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def write_results(path: Path, results: Sequence[dict[str, object]]) -> None:
     """Write the results; results of other cases in the file are kept."""
     previous = atomic_files.read_json(path) if path.exists() else []
     kept = [result for result in previous if not any(table.is_same_case(result, new) for new in results)]
@@ -100,8 +100,8 @@ def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
 
 
 def measure_case(
-    bench: BenchConfig, case: Case, banking77: Path, previous: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    bench: BenchConfig, case: Case, banking77: Path, previous: Sequence[dict[str, object]]
+) -> list[dict[str, object]]:
     """Return the result of every system on a case; a system that did not run has a reason instead.
 
     `previous`: the results so far, from which carried rates are taken.

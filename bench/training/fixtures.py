@@ -8,10 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench.peers.spec import ADAPTER_DIR
 from insource.tasks.rendering.chat_template import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SEED = 17
 LORA_RANK, LORA_ALPHA = 16, 32
@@ -39,7 +42,7 @@ class SavedModel:
     """Weights of the layers that every token passes, without the head, which few tokens pass."""
 
 
-def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedModel:
+def save_model(name: str, tokenizer: "PreTrainedTokenizerBase", folder: Path, on_gpu: bool) -> SavedModel:
     """Save a model, the tokenizer and the initial adapter in a folder, and return the description of the model."""
     import torch
     import transformers
@@ -70,14 +73,14 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedMo
     return SavedModel(description, linear_parameters)
 
 
-def count_linear_parameters(model: Any) -> int:
+def count_linear_parameters(model: "PreTrainedModel") -> int:
     """Return the number of weights in the layers that every token passes."""
     import torch
 
     return sum(layer.weight.numel() for layer in model.model.modules() if isinstance(layer, torch.nn.Linear))
 
 
-def save_adapter(model: Any, base: str, folder: Path) -> None:
+def save_adapter(model: "PreTrainedModel", base: str, folder: Path) -> None:
     """Save the initial adapter of all systems, on all linear layers of the model."""
     from peft import LoraConfig, TaskType, get_peft_model
 

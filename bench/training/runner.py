@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.peers.spec import ADAPTER_DIR, PeerSpec
@@ -19,6 +19,9 @@ from bench.training import environments, fixtures, table
 from bench.training.cases import MODULES, Case
 from bench.training.workloads import Workload, count_tokens
 from insource.config.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LEARNING_RATE = 1e-3
 # Of one padded forward pass: a larger one is no faster, and exceeds the memory of a machine with two cores.
@@ -32,7 +35,7 @@ class BenchConfig:
     """Settings of the complete call."""
 
     folder: Path
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     models: Mapping[str, fixtures.SavedModel]
     """{name: model}; each model is in the folder of its name."""
     model: str

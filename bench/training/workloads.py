@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from demo_data.support_tickets import generate_tickets
@@ -29,6 +29,9 @@ from insource.config.load import load
 from insource.tasks import classification, extraction
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEED = 17
 LABEL_COUNTS = (12, 77, 150, 300)
@@ -74,13 +77,15 @@ def count_tokens(example: Example) -> int:
     return len(example.prompt_ids) + len(example.completion_ids)
 
 
-def load_workload(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) -> Workload:
+def load_workload(
+    name: str, tokenizer: "PreTrainedTokenizerBase", rows: int, held_out: int, banking77: Path
+) -> Workload:
     """Return `rows` rows for training and `held_out` others. Raise RecipeError if the data is missing."""
     examples = WORKLOADS[name](tokenizer, rows + held_out, banking77)
     return Workload(name, examples[:rows], examples[rows:])
 
 
-def banking77_examples(tokenizer: Any, count: int, folder: Path) -> list[Example]:
+def banking77_examples(tokenizer: "PreTrainedTokenizerBase", count: int, folder: Path) -> list[Example]:
     """Return real questions, each after the 77 intents."""
     spec, rows = read_banking77(folder)
     return _classification_examples(tokenizer, spec, _sample(rows, count))
@@ -101,7 +106,7 @@ def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, s
     return classification.Spec("Name the intent of the bank customer's question.", labels), rows
 
 
-def demo_ticket_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def demo_ticket_examples(tokenizer: "PreTrainedTokenizerBase", count: int, _: Path) -> list[Example]:
     """Return the demo's messages, each after its twelve queues, as in `make train RECIPE=classifier`."""
     return _classification_examples(
         tokenizer, demo_classifier_task(), [(ticket.message, ticket.queue) for ticket in generate_tickets(count, SEED)]
@@ -114,7 +119,7 @@ def demo_classifier_task() -> classification.Spec:
     return classification.make_spec(task, task.labels if isinstance(task.labels, dict) else {})
 
 
-def demo_document_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def demo_document_examples(tokenizer: "PreTrainedTokenizerBase", count: int, _: Path) -> list[Example]:
     """Return the demo's orders and invoices: a short beginning, long texts, long answers."""
     recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_extractor_task()
     lines = Path(str(recipe.data.source.path)).read_text(encoding="utf-8").splitlines()
@@ -130,7 +135,7 @@ def demo_extractor_task() -> extraction.Spec:
     return extraction.make_spec(load("extractor", hardware_name="cpu").recipe.task, {})
 
 
-def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def free_text_examples(tokenizer: "PreTrainedTokenizerBase", count: int, _: Path) -> list[Example]:
     """Return one to six messages in a row and the queue of the last, without instruction or template."""
     rng = random.Random(SEED)
     source = list(generate_tickets(6 * count, SEED))
@@ -154,10 +159,10 @@ def label_task(labels: Sequence[str]) -> classification.Spec:
     return classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(labels, ""))
 
 
-def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
+def many_label_examples(labels: int) -> Callable[[object, int, Path], list[Example]]:
     """Return a function that makes rows with this many synthetic labels before each message."""
 
-    def make_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
+    def make_examples(tokenizer: "PreTrainedTokenizerBase", count: int, _: Path) -> list[Example]:
         rng = random.Random(SEED)
         chosen_names = synthetic_labels(labels, rng)
         rows = [(ticket.message, rng.choice(chosen_names)) for ticket in generate_tickets(count, SEED)]
@@ -166,7 +171,7 @@ def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]
     return make_examples
 
 
-WORKLOADS: dict[str, Callable[[Any, int, Path], list[Example]]] = {
+WORKLOADS: dict[str, Callable[[object, int, Path], list[Example]]] = {
     "banking77": banking77_examples,
     "classifier": demo_ticket_examples,
     "extractor": demo_document_examples,
@@ -176,13 +181,13 @@ WORKLOADS: dict[str, Callable[[Any, int, Path], list[Example]]] = {
 
 
 def _classification_examples(
-    tokenizer: Any, spec: classification.Spec, rows: Sequence[tuple[str, str]]
+    tokenizer: "PreTrainedTokenizerBase", spec: classification.Spec, rows: Sequence[tuple[str, str]]
 ) -> list[Example]:
     conversations = [classification.messages(spec, {"text": text}) for text, _ in rows]
     return chat_template.render_examples(tokenizer, conversations, [label for _, label in rows])
 
 
-def _sample(rows: Sequence[Any], count: int) -> list[Any]:
+def _sample(rows: Sequence[object], count: int) -> list[Any]:
     """Return `count` rows in a seeded order. Raise RecipeError if there are fewer."""
     if count > len(rows):
         raise RecipeError(f"{count} rows are needed, but the data set has {len(rows)}", code="INS-X010")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from compare.cost import ownership
-from compare.eval_dataset import EvalDataset, Rows, cluster_ids
+from compare.eval_dataset import EvalDataset, cluster_ids
 from compare.records import Scale, SystemResponses
 from compare.scoring import completeness, confidence, predictions
 from compare.scoring.predictions import Predictions
@@ -21,6 +21,7 @@ from insource.config.schema.compare import Primary
 from insource.stats import intervals
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import references, slice_name
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tracking.scores.system_result import (
     Latency,
@@ -186,7 +187,7 @@ def _breakdown(scored: SystemScores, dataset: EvalDataset) -> dict[str, PartResu
     return {name: PartResult.model_validate(entry) for name, entry in parts.items()}
 
 
-def _label_whole_entries(items: Mapping[str, Any]) -> dict[str, Any]:
+def _label_whole_entries(items: Mapping[str, object]) -> dict[str, object]:
     return {f"{name}, whole entries": entry for name, entry in items.items()}
 
 

@@ -9,7 +9,7 @@ from insource.backends import pricing
 from insource.backends.budgets import estimate_cost
 from insource.backends.types import RowRequest
 from insource.config.recipe import Recipe
-from insource.system import atomic_files
+from insource.tracking.data_report import DataReport
 from insource.tracking.run import Run
 
 
@@ -18,8 +18,8 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
 
     Validation rows represent the test rows, so that the test set is not read.
     """
-    written = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]["written"]
-    rows, calibration_rows = int(written["test"]), int(written.get("calibration", 0))
+    written = DataReport.read(run.folder / "data").rows.written
+    rows, calibration_rows = written["test"], written.get("calibration", 0)
     context = first_request.validation_context(run, run.recipe_name, recipe)
     dataset = context.dataset
     lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]

@@ -6,12 +6,11 @@ The subsets are nested: those of insource/tasks/train_subset.py, which training 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from compare.eval_dataset import EvalDataset, Rows, cluster_ids
+from compare.eval_dataset import EvalDataset, cluster_ids
 from compare.records import SystemAnswer
 from compare.scoring import predictions
 from compare.sweep import Variant, evaluate_variant
@@ -21,6 +20,9 @@ from insource.config.recipe import Recipe
 from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
 from insource.tasks import TASKS, references, train_subset
+from insource.tasks.data_row import Rows
+from insource.tracking.data_report import DataReport
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 
 # Smaller subsets are mostly noise: with 20 rows a label of the demo has two.
@@ -92,10 +94,8 @@ def load_curve_dataset(recipe: Recipe, data: Path) -> EvalDataset:
 
     Raise StageError if there are no validation rows.
     """
-    report, task = atomic_files.read_json(data / "data.json"), TASKS[recipe.task.task_name]
-    descriptions = {label: entry["description"] for label, entry in report["labels"].items()}
-    may_be_empty = bool((report.get("labels_per_row") or {}).get("may_be_empty"))
-    spec = task.make_spec(recipe.task, descriptions, may_be_empty)
+    report, task = DataReport.read(data), TASKS[recipe.task.task_name]
+    spec = task.make_spec(recipe.task, report.label_descriptions, report.may_be_empty)
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     train, validation = (list(atomic_files.read_jsonl(data / f"{name}.jsonl")) for name in ("train", "validation"))
@@ -103,7 +103,7 @@ def load_curve_dataset(recipe: Recipe, data: Path) -> EvalDataset:
         raise StageError(
             f"{data / 'validation.jsonl'} has no rows to score; give data.split.validation a fraction", code="INS-D027"
         )
-    return EvalDataset(task, spec, {}, train, [], validation)
+    return EvalDataset(task, spec, PromptSpec(max_answer_tokens=0), train, [], validation)
 
 
 def fit_linear_point(dataset: EvalDataset, subset: Sequence[int], metric: str) -> CurvePoint:
@@ -140,9 +140,7 @@ def count_missing_labels(dataset: EvalDataset) -> int:
     return len(set(dataset.spec.labels) - present)
 
 
-def read_trained_point(
-    run: Run, dataset: EvalDataset, subset: Sequence[int], metric: str
-) -> tuple[CurvePoint, Sequence[Mapping[str, Any]]]:
+def read_trained_point(run: Run, dataset: EvalDataset, subset: Sequence[int], metric: str) -> tuple[CurvePoint, Rows]:
     """Return the point of a trained run, and the validation rows that it is scored on: those whose answers it keeps."""
     trained = evaluate_variant(Variant(run.id, ()), run)
     missing = count_missing_labels(replace(dataset, train=[dataset.train[index] for index in subset]))

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -112,7 +111,7 @@ def find_api_levels(recipe_folder: Path, data: Path, metric: str) -> list[ApiLev
 
 def build_json(
     settings: CurveSettings, results: Mapping[str, CurveResult], api_levels: Sequence[ApiLevel], stopped_early: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the content of curve.json. `results` are {"tuned" or "linear": result}, the first on the main model."""
     main = next(iter(results.values())).curve
     return {
@@ -146,7 +145,7 @@ def build_json(
     }
 
 
-def _curve_to_json(result: CurveResult, alpha: float) -> dict[str, Any]:
+def _curve_to_json(result: CurveResult, alpha: float) -> dict[str, object]:
     curve, doubling = result.curve, result.doubling
     return {
         "title": curve.title,
@@ -170,7 +169,7 @@ def _curve_to_json(result: CurveResult, alpha: float) -> dict[str, Any]:
     }
 
 
-def _point_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[str, Any]:
+def _point_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[str, object]:
     point = curve.points[index]
     interval = intervals.compute_interval(point.stats, curve.clusters, alpha=alpha)
     return {
@@ -186,7 +185,7 @@ def _point_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[str, 
     }
 
 
-def _difference_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[str, Any]:
+def _difference_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[str, object]:
     """Return the difference of a point and the point before it."""
     larger, smaller = curve.points[index], curve.points[index - 1]
     difference = paired.compute_paired_difference(larger.stats, smaller.stats, curve.clusters, alpha=alpha)
@@ -202,7 +201,7 @@ def _difference_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[
     }
 
 
-def _law_to_json(fit: PowerLawFit, alpha: float) -> dict[str, Any]:
+def _law_to_json(fit: PowerLawFit, alpha: float) -> dict[str, object]:
     """Return the parameters with intervals, and the fitted metric from the smallest fitted size to twice the largest.
 
     The law is error(n) = asymptote + scale * n ** -exponent; the fit keeps the scale at the largest size.

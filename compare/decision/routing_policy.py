@@ -58,7 +58,7 @@ class CalibrationAnswers:
             return self
         indices = pick_one_per_group(self.ids, self.groups)
 
-        def select(values: Sequence[Any]) -> list[Any]:
+        def select(values: Sequence[object]) -> list[Any]:
             return [values[index] for index in indices]
 
         baseline_correct = None if self.baseline_correct is None else select(self.baseline_correct)

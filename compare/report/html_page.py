@@ -68,7 +68,7 @@ def content_security_policy(css: str, script: str) -> str:
     return "; ".join(f"{directive} {sources}" for directive, sources in rules.items())
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
     """Return JSON that is safe inside a script element: no text in it can end the element or a line of the script."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from compare.eval_dataset import EvalDataset, Rows
+from compare.eval_dataset import EvalDataset
 from compare.records import Scale, ScoredPart, SystemAnswer, SystemResponses
 from compare.scoring import predictions
 from insource.config.metric_names import ROW_METRICS
 from insource.stats import calibration
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
+from insource.tasks.data_row import Rows
+from insource.tracking.reference_row import read_references
 from insource.tracking.run import Run
 from insource.tracking.scores.system_result import Reliability
 
@@ -41,13 +43,13 @@ def fit_tuned_scale(run: Run, dataset: EvalDataset) -> Scale | None:
     if dataset.task.OBJECTIVE == "prefer" or not path.exists():
         return None
     rows = {row["id"]: row for row in atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl")}
-    records = [record for record in atomic_files.read_jsonl(path) if record["id"] in rows]
+    records = [record for record in read_references(path) if record.id in rows]
     answers = [
         SystemAnswer(
-            record["id"],
-            record["answer"],
-            log_probability=record["log_probability"],
-            field_log_probability=record.get("field_log_probability"),
+            record.id,
+            record.answer,
+            log_probability=record.log_probability,
+            field_log_probability=record.field_log_probability,
         )
         for record in records
     ]
@@ -63,7 +65,7 @@ def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer])
     scored = predictions.score_answers(dataset, [row for row, _ in answered], known_answers)
     # Older reference files have no probabilities of fields.
     by_field = any(answer.field_log_probability is not None for answer in known_answers)
-    is_record = by_field and dataset.prompt["task"]["kind"] == "extraction"
+    is_record = by_field and dataset.prompt.kind == "extraction"
     part: ScoredPart = "least certain field" if is_record else "answer"
     log_probabilities = [_log_probability(answer, part) or 0.0 for answer in known_answers]
     correct = row_correctness(scored, dataset)
@@ -86,7 +88,7 @@ def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> li
 
     The metric is the task's first one of single rows. For generation that is a fraction, so exact_match is used.
     """
-    kind = dataset.prompt["task"]["kind"]
+    kind = dataset.prompt.kind
     return list(scored.metrics["exact_match" if kind == "generation" else ROW_METRICS[kind]])
 
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from compare.eval_dataset import EvalDataset, Rows
+from compare.eval_dataset import EvalDataset
 from compare.records import SystemAnswer
 from insource.system import atomic_files
 from insource.tasks import references
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
 NO_ANSWER = "no_answer"

@@ -152,7 +152,7 @@ def match_rows(
     return answers, coverage + (extra_ids if len(file.by_id) > n_answered else ""), notes
 
 
-def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
+def _apply_formats(output: object, has_objects: bool, rules: ReadingRules) -> object:
     """Return an answer with its numbers and dates converted like those of the source.
 
     The answer itself is returned if nothing changes. A value in another format becomes text, which no schema accepts. A
@@ -196,7 +196,7 @@ def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     return row_id, FileAnswer(row.number, row.values["output"], model, reported)
 
 
-def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
+def _parse_id(location: str, value: object, rules: ReadingRules) -> str:
     """Return an id as data preparation writes it: a number as text, personal data as pseudonyms."""
     usable = isinstance(value, str | int | float) and not isinstance(value, bool)
     row_id = to_text(value).strip() if usable else ""

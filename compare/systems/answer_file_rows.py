@@ -139,7 +139,7 @@ def _parse_objects(file: SourceFile, decoding: TextDecoding) -> Iterator[AnswerR
             yield AnswerRow(number, location, _parse_object(location, line))
 
 
-def _parse_object(location: str, line: str) -> Mapping[str, Any]:
+def _parse_object(location: str, line: str) -> Mapping[str, object]:
     requirement = f'{location}: needs a JSON object with "id" and "output", given {line.strip()[:MAX_SHOWN_CHARACTERS]}'
     try:
         row = json.loads(line, object_pairs_hook=_unique_keys)
@@ -167,7 +167,7 @@ class _DuplicateKeyError(Exception):
     """A duplicate key in an object."""
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record: dict[str, Any] = {}
     for name, value in pairs:
         if name in record:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from compare import models
-from compare.eval_dataset import EvalDataset, Rows, load_validation_dataset
+from compare.eval_dataset import EvalDataset, load_validation_dataset
 from compare.records import Scale, System, SystemResponses
 from compare.scoring import confidence
 from compare.systems import answer_file, prompt_selection, row_requests
@@ -20,6 +20,7 @@ from insource.backends.types import Backend, RowRequest
 from insource.config.errors import RecipeError, join_errors
 from insource.config.schema.compare import Baseline
 from insource.system.timestamps import utc_timestamp
+from insource.tasks.data_row import Rows
 
 
 def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
@@ -187,7 +188,7 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
     location = f"compare.baselines: {baseline.display_name}"
-    return api_requests.build_endpoint(baseline, dataset.prompt["output_schema"], location, omitted_parameters)
+    return api_requests.build_endpoint(baseline, dataset.prompt.output_schema, location, omitted_parameters)
 
 
 def load_answer_file(

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from compare import eval_dataset
-from compare.eval_dataset import Rows
 from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import confidence
 from compare.systems.responses import ComparisonContext, load_or_store
 from insource.config.errors import StageError
 from insource.system import atomic_files, child_processes, environment
 from insource.system.timestamps import utc_timestamp
+from insource.tasks.data_row import Rows, TimedInput
 from insource.tracking.run import Run
 
 FOLDER = "head"
@@ -81,7 +81,7 @@ def collect(context: ComparisonContext, system: System) -> SystemResponses:
     )
 
 
-def request_lines(splits: Mapping[str, Rows]) -> list[dict[str, Any]]:
+def request_lines(splits: Mapping[str, Rows]) -> list[TimedInput]:
     """Return the rows as `train.head.predict` reads them. Test rows chosen by their ids are timed."""
     timed_ids = {row["id"] for row in eval_dataset.sample_rows(splits["test"], LATENCY_ROWS)}
     return [
@@ -95,7 +95,7 @@ def request_lines(splits: Mapping[str, Rows]) -> list[dict[str, Any]]:
     ]
 
 
-def build_identity(context: ComparisonContext, lines: Sequence[Mapping[str, Any]]) -> list[Any]:
+def build_identity(context: ComparisonContext, lines: Sequence[TimedInput]) -> list[object]:
     """Return the identity of the cached answers: head, rows, libraries, batch size and machine."""
     versions = environment.read_package_versions()
     return [
@@ -107,7 +107,7 @@ def build_identity(context: ComparisonContext, lines: Sequence[Mapping[str, Any]
     ]
 
 
-def predict(context: ComparisonContext, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def predict(context: ComparisonContext, lines: Sequence[TimedInput]) -> dict[str, Any]:
     """Return the answers of `train.head.predict`. Raise StageError if it fails."""
     # Inside of the cache folder, which only this user reads: the rows contain texts of the data.
     with tempfile.TemporaryDirectory(dir=context.cache_dir, prefix=".head-") as folder:
@@ -150,7 +150,7 @@ def read_answer(payload: Mapping[str, Any], split: str, row_id: str, reused: boo
     )
 
 
-def read_throughput(payload: Mapping[str, Any]) -> dict[str, Any]:
+def read_throughput(payload: Mapping[str, Any]) -> dict[str, object]:
     """Return the throughput of the batches."""
     batch = payload["batch"]
     return {

@@ -7,16 +7,15 @@
 The features are fixed, so that the baseline cannot be weakened by tuning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from compare.eval_dataset import EvalDataset
 from data_prep.selection.linear_model import make_vectorizer
 from insource.config.errors import StageError
+from insource.tasks.data_row import InputRows, Rows
 from insource.tasks.records.json_fields import canonical_json
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _label_probability(train_features: Any, has_label: Any, features: Any) -> An
     return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, has_label).predict_proba(features)[:, 1]
 
 
-def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
+def nearest_rows(train: Rows, rows: InputRows, max_rows: int) -> list[list[int]]:
     """Return for each row the indices of the most similar train rows, the most similar last.
 
     The last example is next to the question and has most influence.
@@ -116,7 +115,7 @@ def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
     return nearest
 
 
-def _features(train: Rows, rows: Rows, encoder: str | None = None) -> tuple[Any, Any]:
+def _features(train: Rows, rows: InputRows, encoder: str | None = None) -> tuple[Any, Any]:
     """Return the features of train rows and of the other rows: TF-IDF, or those of an encoder."""
     if encoder is not None:
         embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
@@ -164,5 +163,5 @@ def _embed(texts: Sequence[str], encoder: str) -> Any:
     return torch.cat(chunks).float().numpy()
 
 
-def _texts(rows: Rows) -> list[str]:
+def _texts(rows: InputRows) -> list[str]:
     return [row["input"]["text"] for row in rows]

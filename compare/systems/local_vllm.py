@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compare import eval_dataset
-from compare.eval_dataset import Rows
 from compare.records import System, SystemResponses
 from compare.systems import row_requests
 from compare.systems.catalog import is_exploratory
@@ -25,6 +23,7 @@ from insource.config.errors import GateError, RecipeError, StageError
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files, environment
 from insource.system.timestamps import utc_timestamp
+from insource.tasks.data_row import Rows
 from insource.tracking import run
 from serve import server
 from serve.parity import check
@@ -188,7 +187,7 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
         run.record_fallback(context.run, "compare", loss)
 
 
-def parity_json(parity: check.ParityResult) -> dict[str, Any]:
+def parity_json(parity: check.ParityResult) -> dict[str, object]:
     """Return the entry `parity` of a system in scores.json."""
     return {
         "n": parity.n,
@@ -233,7 +232,7 @@ def build_eval_requests(context: ComparisonContext, system: System) -> EvalReque
 
         tokenizer = AutoTokenizer.from_pretrained(context.run.folder / "adapter")
         requests, n_shortened = row_requests.drop_examples_to_fit(
-            requests, tokenizer, context.recipe, int(dataset.prompt["max_answer_tokens"])
+            requests, tokenizer, context.recipe, dataset.prompt.max_answer_tokens
         )
     if system.name == TUNED:
         requests = [*requests, *row_requests.build_requests(system, dataset, dataset.calibration)]
@@ -241,7 +240,7 @@ def build_eval_requests(context: ComparisonContext, system: System) -> EvalReque
 
 
 def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, address: Address) -> Backend:
-    constrained = context.recipe.serve.structured_output and context.dataset.prompt["grammar"]
+    constrained = context.recipe.serve.structured_output and context.dataset.prompt.grammar
     return Backend(
         api_format="openai",
         model=context.recipe_name if system.variant else plan.name,
@@ -254,21 +253,21 @@ def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, addr
     )
 
 
-def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[Any]:
+def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[object]:
     """Return the identity of a local server, without its port.
 
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
     """
-    weights: Any = context.dataset.prompt["base"]
+    weights: object = context.dataset.prompt.base.to_json()
     if system.variant:
         weights = [weights, atomic_files.sha256(context.run.folder / system.variant / atomic_files.CHECKSUMS)]
     prompt, vllm_version = context.dataset.prompt, environment.read_vllm_version()
-    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm_version, plan.dtype]
+    return [weights, prompt.chat_template_sha256, prompt.stop, vllm_version, plan.dtype]
 
 
 def _throughput(
     context: ComparisonContext, system_requests: SystemRequests, collected: CollectResult
-) -> Mapping[str, Any] | None:
+) -> Mapping[str, object] | None:
     """Return the throughput of the server, measured now or when its cached answers were requested."""
     throughput = None
     if collected.n_requested >= MIN_REQUESTS_FOR_RATE and collected.complete:

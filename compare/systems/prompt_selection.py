@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compare import eval_dataset
-from compare.eval_dataset import EvalDataset, Rows
+from compare.eval_dataset import EvalDataset
 from compare.records import System
 from compare.scoring import predictions
 from compare.systems.responses import ComparisonContext, SystemRequests, to_system_answer
@@ -17,6 +17,7 @@ from insource.backends.budgets import Budget
 from insource.backends.pricing import TokenPrice
 from insource.config.metric_names import METRICS
 from insource.tasks import metric_label, references
+from insource.tasks.data_row import Rows
 from insource.tracking.scores.comparison import select_deciding_metric
 
 RequestBuilder = Callable[[System, EvalDataset, Rows], SystemRequests]

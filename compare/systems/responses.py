@@ -83,7 +83,7 @@ class SystemRequests:
             )
 
 
-def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def load_or_store(path: Path, identity: object, fresh: Mapping[str, object] | None) -> Mapping[str, Any] | None:
     """Store `fresh` if given and return it. Otherwise return the stored value.
 
     None if no value is stored, or if the stored one has another identity.

@@ -1,10 +1,10 @@
 """The requests for rows: the task's prompt, for some systems with examples before it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from compare.eval_dataset import EvalDataset, Rows
+from compare.eval_dataset import EvalDataset
 from compare.records import System
 from compare.systems import linear_baseline
 from insource.backends import api_requests
@@ -12,33 +12,37 @@ from insource.backends.types import Constraint, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
 from insource.tasks import few_shot
+from insource.tasks.data_row import InputRow, InputRows
 from insource.tasks.rendering import chat_template
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
+
+def build_requests(system: System, dataset: EvalDataset, rows: InputRows) -> list[Request]:
     """Return the request for each row."""
     baseline, prompt = system.baseline, dataset.prompt
     if baseline is not None and baseline.uses_decision_api:
         return [_decision_request(baseline, dataset, row) for row in rows]
-    schema, max_tokens = prompt["output_schema"], int(prompt["max_answer_tokens"])
+    schema, max_tokens = prompt.output_schema, prompt.max_answer_tokens
     conversations = zip(rows, build_conversations(system, dataset, rows), strict=True)
     if baseline is not None:
         return [
             api_requests.make_chat_request(row["id"], messages, baseline, schema, max_tokens)
             for row, messages in conversations
         ]
-    constraint = Constraint(prompt["grammar"], schema)
+    constraint = Constraint(prompt.grammar, schema)
     return [Request(row["id"], messages, max_tokens, constraint) for row, messages in conversations]
 
 
-def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:
+def _decision_request(baseline: Baseline, dataset: EvalDataset, row: InputRow) -> Request:
     """Return a row as a question with the labels as choices."""
     instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "prompt_selection.select_prompt has not run"
     return api_requests.make_choice_request(row["id"], row["input"]["text"], instruction, dataset.spec.labels)
 
 
-def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:
+def build_conversations(system: System, dataset: EvalDataset, rows: InputRows) -> list[list[dict[str, str]]]:
     """Return the messages for each row, up to the answer."""
     spec, baseline = dataset.spec, system.baseline
     if baseline is not None and baseline.messages:
@@ -54,7 +58,7 @@ def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> lis
 
 
 def drop_examples_to_fit(
-    requests: Sequence[Request], tokenizer: Any, recipe: Recipe, max_answer_tokens: int
+    requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, max_answer_tokens: int
 ) -> tuple[list[Request], int]:
     """Return requests without the examples that do not fit `serve.max_model_len`, and the number of shortened ones.
 

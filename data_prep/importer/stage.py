@@ -90,14 +90,18 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         _commit_files(writers, recipe_path, text)
     load(str(recipe_path), (), "gpu")
-    report.append(
-        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe"
-    )
-    if model and model.is_fine_tuned and task.kind != "preference":
-        report.append(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives")
-    print(*report, sep="\n", file=sys.stderr)
+    print(*report, *_format_next_steps(recipe_path, model, task), sep="\n", file=sys.stderr)
     print(recipe_path)
     return cli.OK
+
+
+def _format_next_steps(recipe_path: Path, model: IncumbentModel | None, task: InferredTask) -> list[str]:
+    """Return the lines with the commands to run next."""
+    name = _display_path(recipe_path)
+    lines = [f"next      make data RECIPE={name}    then look at data.html, and at the recipe"]
+    if model and model.is_fine_tuned and task.kind != "preference":
+        lines.append(f"          make record RECIPE={name}    while {model.name} lives")
+    return lines
 
 
 def _commit_files(writers: Sequence[ConvertedFile], recipe_path: Path, text: str) -> None:

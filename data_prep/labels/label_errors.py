@@ -24,6 +24,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.words import extract_terms
+from insource.tracking.data_report import LabelIssueReport
 
 FOLDS = 5
 # More rows do not improve a linear model, and their features would fill the memory.
@@ -55,16 +56,13 @@ class LabelIssues:
     """Mean out-of-fold recall over the labels; chance is 1 / labels."""
     no_issues_reason: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def summarize(self) -> LabelIssueReport:
         """Return the entry of data.json."""
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
-        return {
-            "rows_looked_at": self.rows_examined,
-            "found": len(self.issues),
-            **rounded,
-            "why_none": self.no_issues_reason,
-        }
+        return LabelIssueReport(
+            rows_looked_at=self.rows_examined, found=len(self.issues), **rounded, why_none=self.no_issues_reason
+        )
 
 
 def find_task_label_issues(
@@ -163,7 +161,7 @@ def _score_against_chance(confidence: Array, label_codes: Array) -> tuple[float,
     return float(correct.mean()), float(recalls.mean()), float(chance + 3 * error)
 
 
-def _predict_out_of_fold(features: list[Any], label_codes: Array, keys: Array, classes: int) -> Array:
+def _predict_out_of_fold(features: list[object], label_codes: Array, keys: Array, classes: int) -> Array:
     """Return label probabilities, float [rows, classes], from models trained without the row and its duplicates."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfTransformer

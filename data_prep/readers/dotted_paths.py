@@ -19,7 +19,7 @@ def list_roots(column: str) -> list[str]:
     return [column[:index] for index in _find_dots(column)]
 
 
-def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+def resolve_columns(values: Mapping[str, object], columns: Collection[str]) -> dict[str, object]:
     """Return {dotted name: value} of the nested values among `columns`.
 
     A path through null reaches null. A path with a missing key or index is omitted.
@@ -28,7 +28,7 @@ def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict
     return {column: value for column, value in resolved.items() if value is not MISSING}
 
 
-def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
+def list_paths(values: Mapping[str, object]) -> Iterator[str]:
     """Yield the dotted names of the values inside the objects of a row, for messages."""
     for name, value in values.items():
         nested = parse_json_text(value)
@@ -36,7 +36,7 @@ def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{nested_path}" for nested_path in [*nested, *list_paths(nested)])
 
 
-def parse_json_text(value: Any) -> Any:
+def parse_json_text(value: Any) -> object:
     """Return the parsed value of a text with a JSON object or list, None for an empty text; else the value itself."""
     if not isinstance(value, str):
         return value
@@ -48,7 +48,7 @@ def parse_json_text(value: Any) -> Any:
         return value
 
 
-def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
+def _resolve_column(values: Mapping[str, object], path: str) -> object:
     """Return the value at the end of a path; the longest column name that begins the path decides."""
     if path in values:
         return values[path]
@@ -58,7 +58,7 @@ def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
     return MISSING
 
 
-def resolve_path(value: Any, path: str) -> Any:
+def resolve_path(value: object, path: str) -> object:
     """Return the value of a path in an object or a list.
 
     Return None if the path ends early at null, and MISSING if it reaches nothing.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, Literal, cast
+from typing import IO, Literal, cast
 
 # Backport of compression.zstd (Python 3.14).
 from backports import zstd
@@ -67,7 +67,7 @@ class TextDecoding:
         """Return whether the decoder can produce lone surrogates."""
         return self.scan.has_lone_surrogates
 
-    def file_info(self) -> dict[str, Any]:
+    def file_info(self) -> dict[str, object]:
         """Return the detected properties for data.json."""
         return {
             "encoding": self.encoding,

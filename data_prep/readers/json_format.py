@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_prep.readers import dotted_paths, json_layouts
 from data_prep.readers.encoding import (
@@ -247,8 +247,8 @@ def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool
 
 
 def _iterate_elements(
-    name: str, text: str, offset: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
-) -> Iterator[tuple[Any, int]]:
+    name: str, text: str, offset: int, decode: Callable[[str, int], tuple[object, int]], limits: Limits
+) -> Iterator[tuple[object, int]]:
     """Yield (value, end) of each element of the array at `offset`.
 
     Raise JSONDecodeError, and RecipeError for a value larger than a row may be.
@@ -287,7 +287,7 @@ def _ends_within(text: str, start: int, max_characters: int) -> bool:
     return False
 
 
-def _decode_element(text: str, offset: int) -> tuple[Any, int]:
+def _decode_element(text: str, offset: int) -> tuple[object, int]:
     """Return the value, or the ValueError with its problem, and its end."""
     try:
         return STRICT_JSON.raw_decode(text, offset)
@@ -328,7 +328,7 @@ def _json_as_recipe_errors(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: the JSON is nested too deeply; flatten it", code="INS-D016") from None
 
 
-def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
+def _to_row_values(value: object, may_hold_surrogates: bool, header: Header = None) -> dict[str, object]:
     """Return the value as a row; `header` names the items of an array.
 
     Raise BadRowError if it is no row, and the value itself if it is a ValueError.
@@ -354,7 +354,7 @@ def _error_message(error: Exception) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else "a whole number of too many digits"
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return the object. Raise BadRowError if a key occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -372,7 +372,7 @@ def _parse_finite_float(digits: str) -> float:
     return number
 
 
-def _reject_constant(name: str) -> Any:
+def _reject_constant(name: str) -> object:
     """Raise BadRowError: NaN and Infinity are not JSON."""
     raise BadRowError(f"{name}, which is not JSON")
 

@@ -71,6 +71,6 @@ def _describe_contents(value: Mapping[str, Any]) -> str:
     return ", ".join(parts[:MAX_KEYS_SHOWN]) + (", ..." if len(parts) > MAX_KEYS_SHOWN else "") if parts else "nothing"
 
 
-def _describe_nesting(value: Any) -> str:
+def _describe_nesting(value: object) -> str:
     """Return "an array of arrays" if the value is one, else ""."""
     return "an array of arrays" if isinstance(value, list) and value and isinstance(value[0], list) else ""

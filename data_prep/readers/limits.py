@@ -12,7 +12,7 @@ reading. Other sizes are measured in chunks of CHUNK_BYTES.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from data_prep.readers.source_row import SourceFile, SourceRow
 from insource.config.errors import RecipeError
@@ -59,7 +59,7 @@ def make_limits(source: Source) -> Limits:
 DEFAULT_LIMITS = make_limits(Source(path="rows"))
 
 
-def estimate_bytes(value: Any) -> int:
+def estimate_bytes(value: object) -> int:
     """Return the approximate size of a value: the characters of its texts, and 8 for every other item."""
     total, pending = 0, [value]
     while pending:

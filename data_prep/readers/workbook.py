@@ -128,7 +128,9 @@ def _format_sheet_names(sheets: Collection[str]) -> str:
     return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
 
 
-def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
+def _read_filled_rows(
+    file: SourceFile, sheet: Any, size_limits: limits.Limits
+) -> Iterator[tuple[int, Sequence[object]]]:
     """Yield (line, cells) of the nonempty rows.
 
     Raise RecipeError for a row that is too large, because many cells may share one text.
@@ -141,7 +143,7 @@ def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) 
             yield number, row
 
 
-def _trim_row(row: Sequence[Any]) -> Sequence[Any]:
+def _trim_row(row: Sequence[object]) -> Sequence[object]:
     """Return the converted cells up to the last nonempty one."""
     end = next((index for index in range(len(row), 0, -1) if row[index - 1] not in (None, "")), 0)
     return [_convert_cell(cell) for cell in row[:end]]
@@ -168,7 +170,7 @@ def _read_rows(
 
 
 def _make_source_row(
-    file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]
+    file: SourceFile, number: int, row: Sequence[object], header: list[str], columns: Collection[str]
 ) -> SourceRow:
     """Return the source row; a cell with an error or without a JSON value is its problem."""
     values: dict[str, Any] = {}
@@ -183,7 +185,7 @@ def _make_source_row(
     return SourceRow(file.name, number, values)
 
 
-def _convert_cell(value: Any) -> Any:
+def _convert_cell(value: object) -> object:
     """Return the cell as a JSON value: numbers with the digits that Excel displays, dates without a time as dates."""
     if isinstance(value, str):
         text = (

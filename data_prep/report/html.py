@@ -24,7 +24,8 @@ from data_prep.prepared_data import PreparedData
 from data_prep.report import console
 from data_prep.rows.columns import field_paths
 from insource.config.schema.source import SPLITS, Source
-from insource.system.number_format import format_count
+from insource.system.number_format import format_count, format_percent
+from insource.tracking.data_report import DataReport, LabelReport, RowCounts, TokenReport
 
 MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60
@@ -40,7 +41,7 @@ CONTROL_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(
 View = dict[str, Any]
 
 
-def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues: list[LabelIssue]) -> None:
+def write(path: Path, report: DataReport, prepared: PreparedData, issues: list[LabelIssue]) -> None:
     """Write the page. `report` is the content of data.json, `issues` the likely label errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -48,34 +49,31 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": "{:,}".format}
-    environment.filters |= {function.__name__: function for function in (format_count, percent, breakable, excerpt)}
+    environment.filters |= {"number": "{:,}".format, "percent": _format_part}
+    environment.filters |= {function.__name__: function for function in (format_count, breakable, excerpt)}
     page = environment.get_template("report.html.jinja").render(
         report=report,
         name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
-        splits=[name for name in SPLITS if report["rows"]["written"][name]],
-        flow=make_row_flow(report["rows"]),
+        splits=[name for name in SPLITS if report.rows.written[name]],
+        flow=make_row_flow(report.rows),
         rejected=prepared.rejected[:MAX_REJECTED_SHOWN],
         remaining_leaks=count_remaining_leaks(prepared),
-        labels=make_split_bars(report["labels"]),
-        lengths=make_token_histogram(report["tokens"]),
+        labels=make_label_bars(report.labels),
+        lengths=make_token_histogram(report.tokens),
         pairs=make_pair_views(prepared),
         suspects=[(issue, make_row_view(issue.row, prepared)) for issue in issues[:MAX_LABEL_ISSUES_SHOWN]],
         fields=make_field_bars(report, prepared),
         notes=console.format_notes(report),
-        slices={name: make_split_bars(entry["values"]) for name, entry in report["slices"].items()},
+        slices={name: make_split_bars(entry.values) for name, entry in report.slices.items()},
     )
     # File names may contain bytes that are not valid text.
     path.write_text(page, encoding="utf-8", errors="replace")
 
 
-def percent(part: float, whole: float = 1) -> str:
-    """Return "12.3%"; a nonzero part is never 0.0%, and an incomplete one never 100.0%."""
-    percentage = 100 * part / whole if whole else 0.0
-    if 0 < percentage < 0.05:
-        return "<0.1%"
-    return ">99.9%" if 99.95 <= percentage < 100 else f"{percentage:.1f}%"
+def _format_part(part: float, whole: float = 1) -> str:
+    """Return a part of a whole in percent, 0.0% of nothing."""
+    return format_percent(part / whole if whole else 0.0)
 
 
 def breakable(name: str) -> Markup:
@@ -108,18 +106,18 @@ def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
     ]
 
 
-def make_row_flow(rows: Mapping[str, Any]) -> View:
+def make_row_flow(rows: RowCounts) -> View:
     """Return the written rows by split and the lost rows by reason, the most frequent reason first."""
-    losses = {**rows["dropped"], **rows["rejected"]}
-    losses |= {name: rows[name] for name in ("filtered", "unlabelled") if rows[name]}
+    losses = {**rows.dropped, **rows.rejected}
+    losses |= {name: count for name, count in (("filtered", rows.filtered), ("unlabelled", rows.unlabelled)) if count}
     losses = dict(sorted(losses.items(), key=lambda item: -item[1]))
-    n_lost, n_written = sum(losses.values()), sum(rows["written"].values())
+    n_lost, n_written = sum(losses.values()), sum(rows.written.values())
     return {
         "written": n_written,
         "lost": n_lost,
-        "segments": make_segments({**rows["written"], "out": n_lost}, rows["read"]),
+        "segments": make_segments({**rows.written, "out": n_lost}, rows.read),
         "reasons": make_segments(losses, n_lost),
-        "lost_from": round(100 * n_written / max(rows["read"], 1), 3),
+        "lost_from": round(100 * n_written / max(rows.read, 1), 3),
     }
 
 
@@ -130,7 +128,7 @@ def count_remaining_leaks(prepared: PreparedData) -> int:
     return int(np.isin(keys[kept_by_split["test"]], keys[in_other_splits]).sum())
 
 
-def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
+def make_split_bars(counts: Mapping[str, Mapping[str, int]]) -> list[View]:
     """Return one bar per label or value with its rows by split, most rows first, on a common scale."""
     rows = {name: {split: entry.get(split, 0) for split in SPLITS} for name, entry in counts.items()}
     longest = max((sum(by_split.values()) for by_split in rows.values()), default=0)
@@ -140,25 +138,30 @@ def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
             "rows": sum(by_split.values()),
             "rows_by_split": by_split,
             "bar": make_segments(by_split, longest),
-            "entry": counts[name],
         }
         for name, by_split in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
     ]
 
 
-def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
+def make_label_bars(labels: Mapping[str, LabelReport]) -> list[View]:
+    """Return one bar per label, as `make_split_bars`, with its description and spellings."""
+    bars = make_split_bars({name: entry.rows_by_split for name, entry in labels.items()})
+    return [{**label_bar, "entry": labels[label_bar["name"]]} for label_bar in bars]
+
+
+def make_token_histogram(tokens: TokenReport) -> View | None:
     """Return the histogram of token counts; None if no row was counted.
 
     The area of a column is its number of rows, because the bins differ in width by one token.
     """
-    if "histogram" not in tokens:
+    if not tokens.histogram:
         return None
-    edges, limit = tokens["histogram"]["edges"], tokens["max_length"]
+    edges, limit = tokens.histogram["edges"], tokens.max_length
     axis_broken = limit > edges[0] + AXIS_BREAK_FACTOR * (edges[-1] - edges[0])
     low = min(edges[0], limit)
     high = edges[-1] if axis_broken else max(edges[-1], limit + (limit - low) // 40 + 1)
     scale = (88 if axis_broken else 100) / (high - low)
-    counts = {name: tokens["histogram"][name] for name in SPLITS}
+    counts = {name: tokens.histogram[name] for name in SPLITS}
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     density = [total / (end - start) for total, (start, end) in zip(totals, pairwise(edges), strict=True)]
     tallest = int(np.argmax(density))
@@ -250,11 +253,11 @@ def excerpt(text: str, start: int = 0) -> str:
     return ("…" if start else "") + text[start:end].translate(CONTROL_PICTURES) + (" …" if end < len(text) else "")
 
 
-def make_field_bars(report: Mapping[str, Any], prepared: PreparedData) -> list[View]:
+def make_field_bars(report: DataReport, prepared: PreparedData) -> list[View]:
     """Return for each record field and each given split a bar of the field states."""
     bars = []
     for name, split in product(field_paths(prepared.recipe), ("all", *SPLITS)):
-        if counts := report["fields"].get(name, {}).get(split):
+        if counts := report.fields.get(name, {}).get(split):
             states = {state: counts.get(state, 0) for state in FIELD_STATES}
             rows = sum(states.values())
             bars.append(

@@ -1,12 +1,10 @@
 """Statistics of prepared data, for data.json and data.html."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
 from data_prep import minhash, split
-from data_prep.dedup import exact
 from data_prep.dedup.drops import DROP_REASONS, TEST, TRAIN
 from data_prep.labels import label_sets
 from data_prep.prepared_data import PreparedData
@@ -14,55 +12,58 @@ from data_prep.readers.source_row import PROVENANCES
 from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
 from data_prep.teacher.labelling import TeacherLabels
+from data_prep.write import SliceCounts
 from insource.config.schema.data import NotInTrain
 from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import FreeTextTaskKind
-from insource.text.text_keys import DUPLICATE_KEY_RULE
+from insource.tracking.data_report import (
+    LabelReport,
+    LabelsPerRow,
+    NearDuplicateSettings,
+    PersonalDataReport,
+    RowCounts,
+    ServedLimit,
+    SliceReport,
+    SplitReport,
+    TeacherReport,
+    TokenReport,
+)
 
 HISTOGRAM_BINS = 30
 MAX_LOCATIONS = 5
 
 
-def count_rows(prepared: PreparedData) -> dict[str, Any]:
+def count_rows(prepared: PreparedData) -> RowCounts:
     """Return the numbers of rows read, filtered, unlabelled, written by split, and rejected and dropped by reason."""
     dropped = Counter(DROP_REASONS[reason] for reason in prepared.drops.reason[~prepared.drops.kept])
-    return {
-        "read": len(prepared.table) + len(prepared.rejected) + prepared.filtered + prepared.unlabelled,
-        "filtered": prepared.filtered,
-        "unlabelled": prepared.unlabelled,
-        "written": {name: int(mask.sum()) for name, mask in prepared.kept_by_split.items()},
-        "rejected": dict(Counter(row.reason for row in prepared.rejected)),
-        "dropped": dict(sorted(dropped.items())),
-    }
+    return RowCounts(
+        read=len(prepared.table) + len(prepared.rejected) + prepared.filtered + prepared.unlabelled,
+        filtered=prepared.filtered,
+        unlabelled=prepared.unlabelled,
+        written={name: int(mask.sum()) for name, mask in prepared.kept_by_split.items()},
+        rejected=dict(Counter(row.reason for row in prepared.rejected)),
+        dropped=dict(sorted(dropped.items())),
+    )
 
 
-def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
-    """Return the parts of data.json that describe the rows."""
-    table, data, splits = prepared.table, prepared.recipe.data, prepared.assignment.splits
-    return {
-        "split": {
-            "by": _describe_split_method(prepared),
-            "cut": prepared.assignment.test_from,
-            "rows_without_group": _count_rows_without_group(prepared),
-            "shares": split.compute_deviations(table, prepared.assignment, prepared.label_sets),
-        },
-        "duplicate_key": DUPLICATE_KEY_RULE,
-        "near_duplicates": {
-            "threshold": data.deduplicate.near,
-            "shingle": data.deduplicate.shingle,
-            "found_at_threshold": round(minhash.recall(data.deduplicate.near), 6),
-        },
-        "test_rows_also_elsewhere": exact.count_leaks(table, splits),
-        "labels": describe_labels(prepared),
-        "labels_per_row": count_labels_per_row(prepared),
-        "fields": count_field_states(table),
-        "answers": describe_answers(prepared),
-        "tokens": describe_tokens(prepared),
-        "personal_data": count_personal_data(prepared),
-        "system_prompts_replaced": len(table.systems),
-    }
+def describe_split(prepared: PreparedData) -> SplitReport:
+    """Return how the rows were split."""
+    return SplitReport(
+        by=_describe_split_method(prepared),
+        cut=prepared.assignment.test_from,
+        rows_without_group=_count_rows_without_group(prepared),
+        shares=split.compute_deviations(prepared.table, prepared.assignment, prepared.label_sets),
+    )
+
+
+def describe_near_duplicates(prepared: PreparedData) -> NearDuplicateSettings:
+    """Return the settings of the search for near-duplicates."""
+    settings = prepared.recipe.data.deduplicate
+    return NearDuplicateSettings(
+        threshold=settings.near, shingle=settings.shingle, found_at_threshold=round(minhash.recall(settings.near), 6)
+    )
 
 
 def count_provenance(prepared: PreparedData) -> dict[str, dict[str, int]]:
@@ -76,11 +77,8 @@ def count_provenance(prepared: PreparedData) -> dict[str, dict[str, int]]:
     }
 
 
-def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
-    """Return {label: {"description", split: rows written, "spellings"}}.
-
-    "spellings" is {label as written: rows}; it is omitted if the only spelling is the label.
-    """
+def describe_labels(prepared: PreparedData) -> dict[str, LabelReport]:
+    """Return the rows written of each label, and its spellings unless the only one is the label."""
     if not prepared.label_descriptions:
         return {}
     targets = prepared.table.columns["target"]
@@ -88,16 +86,17 @@ def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
         name: label_sets.count_rows_per_label(prepared.label_sets, targets[mask])
         for name, mask in prepared.kept_by_split.items()
     }
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, LabelReport] = {}
     for label, description in prepared.label_descriptions.items():
-        entries[label] = {"description": description, **{name: counts_by_split[name][label] for name in SPLITS}}
         spellings = {
             spelling: count
             for spelling, count in prepared.table.targets.items()
             if prepared.canonical_labels.get(spelling) == label
         }
-        if set(spellings) - {label}:
-            entries[label]["spellings"] = spellings
+        rows = {name: counts_by_split[name][label] for name in SPLITS}
+        has_spellings = bool(set(spellings) - {label})
+        entry = LabelReport.model_validate({"description": description, **rows})
+        entries[label] = entry.model_copy(update={"spellings": spellings}) if has_spellings else entry
     return entries
 
 
@@ -107,12 +106,14 @@ def find_empty_label_columns(prepared: PreparedData) -> list[str]:
     return [f"column {name!r} marks no row: it is no label" for name in columns if name not in prepared.table.targets]
 
 
-def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
-    """Return {"may_be_empty", "rows": {number of labels: rows written}}; None for tasks that are not multi-label."""
+def count_labels_per_row(prepared: PreparedData) -> LabelsPerRow | None:
+    """Return the numbers of labels of the written rows; None for tasks that are not multi-label."""
     if not TASKS[prepared.recipe.task.task_name].IS_MULTILABEL:
         return None
     targets = prepared.table.columns["target"][prepared.drops.kept]
-    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.count_set_sizes(prepared.label_sets, targets)}
+    return LabelsPerRow(
+        may_be_empty=prepared.may_be_empty, rows=label_sets.count_set_sizes(prepared.label_sets, targets)
+    )
 
 
 def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
@@ -140,59 +141,60 @@ def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
     }
 
 
-def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
+def describe_tokens(prepared: PreparedData) -> TokenReport:
     """Return token counts: a histogram per split, and the numbers of rows over the limits."""
     limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
     known_lengths = lengths[lengths >= 0]
     if not len(known_lengths):
-        return {"max_length": limit}
+        return TokenReport(max_length=limit)
     fits = prepared.context_limit.fits(prepared.table)
     edges = np.unique(np.linspace(known_lengths.min(), known_lengths.max() + 1, HISTOGRAM_BINS + 1).astype(int))
-    return {
-        "max_length": limit,
-        "longest": int(known_lengths.max()),
-        "median": int(np.median(known_lengths)),
-        "over_max_length": {name: int((lengths[mask] > limit).sum()) for name, mask in prepared.kept_by_split.items()},
-        "served": {
-            "tokens": prepared.context_limit.tokens,
-            "limit": prepared.context_limit.key,
-            "for_the_answer": prepared.context_limit.answer,
-            "test_rows_that_do_not_fit": int((prepared.kept_by_split["test"] & ~fits).sum()),
-            "train_rows_that_do_not_fit": int((prepared.kept_by_split["train"] & ~fits).sum()),
-        },
-        "histogram": {
+    return TokenReport(
+        max_length=limit,
+        longest=int(known_lengths.max()),
+        median=int(np.median(known_lengths)),
+        over_max_length={name: int((lengths[mask] > limit).sum()) for name, mask in prepared.kept_by_split.items()},
+        served=ServedLimit(
+            tokens=prepared.context_limit.tokens,
+            limit=prepared.context_limit.key,
+            for_the_answer=prepared.context_limit.answer,
+            test_rows_that_do_not_fit=int((prepared.kept_by_split["test"] & ~fits).sum()),
+            train_rows_that_do_not_fit=int((prepared.kept_by_split["train"] & ~fits).sum()),
+        ),
+        histogram={
             "edges": edges.tolist(),
             **{name: np.histogram(lengths[mask], edges)[0].tolist() for name, mask in prepared.kept_by_split.items()},
         },
-    }
+    )
 
 
-def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
-    """Return {kind: {"rows", "redacted", "at": first locations}}: counts and locations, never values."""
-    flags, summary = prepared.table.columns["pii_flags"], {}
+def count_personal_data(prepared: PreparedData) -> dict[str, PersonalDataReport]:
+    """Return the counts and first locations of each kind of personal data, never values."""
+    flags, summary = prepared.table.columns["pii_flags"], dict[str, PersonalDataReport]()
     for bit, kind in enumerate(redaction.PII_KINDS):
         rows = np.flatnonzero(flags >> bit & 1)
-        summary[kind] = {
-            "rows": len(rows),
-            "redacted": kind in prepared.recipe.privacy.redact,
-            "at": [prepared.table.location(int(row)) for row in rows[:MAX_LOCATIONS]],
-        }
+        summary[kind] = PersonalDataReport(
+            rows=len(rows),
+            redacted=kind in prepared.recipe.privacy.redact,
+            at=[prepared.table.location(int(row)) for row in rows[:MAX_LOCATIONS]],
+        )
     return summary
 
 
-def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return {slice: {"of", "values": {value: {split: rows}}}}.
+def describe_slices(prepared: PreparedData, counts: SliceCounts) -> dict[str, SliceReport]:
+    """Return the rows written of each value of each slice.
 
-    A not_in_train slice of a source with given test rows also has "test_rows_known_to_given_train". It counts the test
+    A not_in_train slice of a source with given test rows also has `test_rows_known_to_given_train`. It counts the test
     rows whose value, as written, occurs in the given train rows. Fewer occur in train after validation and calibration
     are split off.
     """
-    slices: dict[str, Any] = {}
+    slices: dict[str, SliceReport] = {}
     columns = slice_columns(prepared.recipe)
     for index, (name, spec) in enumerate(prepared.recipe.data.slices.items()):
-        slices[name] = {"of": columns[name], "values": counts[name]}
+        known: dict[str, int] = {}
         if isinstance(spec, NotInTrain) and (prepared.table.columns["given_split"] == TEST).any():
-            slices[name]["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
+            known["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
+        slices[name] = SliceReport(of=columns[name], values=counts[name], **known)
     return slices
 
 
@@ -211,12 +213,12 @@ def _count_known_to_given_train(table: Table, slice_number: int) -> int:
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
 
 
-def describe_teacher(prepared: PreparedData, labels: TeacherLabels | None) -> dict[str, Any] | None:
-    """Return teacher.json with "written", the rows of the teacher in train; None without a teacher."""
+def describe_teacher(prepared: PreparedData, labels: TeacherLabels | None) -> TeacherReport | None:
+    """Return teacher.json with `written`, the rows of the teacher in train; None without a teacher."""
     if labels is None:
         return None
     n_written = int((prepared.table.by_teacher & prepared.drops.kept).sum())
-    return {**labels.report, "written": n_written, "labels_sha256": labels.sha256}
+    return labels.report.model_copy(update={"written": n_written, "labels_sha256": labels.sha256})
 
 
 def _count_rows_without_group(prepared: PreparedData) -> int:

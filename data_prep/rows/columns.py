@@ -54,7 +54,7 @@ def input_columns(recipe: Recipe) -> dict[str, str]:
     return {f"data.columns.text{f'[{index}]' if numbered else ''}": name for index, name in enumerate(columns.texts)}
 
 
-def check_input_columns(file: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+def check_input_columns(file: str, values: Mapping[str, object], recipe: Recipe) -> None:
     """Raise RecipeError with every missing input column and the most similar existing one.
 
     Columns of answers may be missing.
@@ -86,12 +86,12 @@ def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -
     return {key: column for key, column in needed.items() if column not in present and key not in optional}
 
 
-def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+def check_columns(file: str, split: str, values: Mapping[str, object], recipe: Recipe) -> None:
     """Raise RecipeError with every needed column that a row lacks and the most similar existing one."""
     _check_missing(file, find_missing_columns(split, values, recipe), values, recipe)
 
 
-def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
+def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, object], recipe: Recipe) -> None:
     """Raise RecipeError if a column is missing, with hints."""
     missing, present = [], list(values)
     for key, column in missing_columns.items():

@@ -170,7 +170,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     )
 
 
-def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[SourceRecord, frozenset[str]]:
+def _extract_source_record(values: Mapping[str, object], recipe: Recipe) -> tuple[SourceRecord, frozenset[str]]:
     """Return the source record of a row, and the fields whose spans cut words."""
     messages = recipe.data.columns.messages
     if recipe.data.columns.slot_columns:
@@ -181,7 +181,7 @@ def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[S
     return TASKS[recipe.task.task_name].read_source_row(values, recipe), frozenset()
 
 
-def parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+def parse_row_time(values: Mapping[str, object], recipe: Recipe) -> float | None:
     """Return the time of a row in seconds since 1970; None without a time column."""
     column = recipe.data.split.time
     if column is None or column not in values:
@@ -211,7 +211,7 @@ def _make_redactor(
     return redact
 
 
-def locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
+def locate_fields(source_record: Mapping[str, object], record: Mapping[str, object], text: str) -> dict[str, str]:
     """Return the state of each field: a value that does not occur in the text cannot be copied from it.
 
     The state of a list is that of its least similar item. A number is also compared as written in the source ("12.50").
@@ -229,7 +229,7 @@ def locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], t
     return states
 
 
-def _iterate_spellings(path: str, value: Any, source_value: Any) -> Iterator[tuple[str, set[str]]]:
+def _iterate_spellings(path: str, value: object, source_value: object) -> Iterator[tuple[str, set[str]]]:
     """Yield (path, spellings) of each value that is not null: the spelling of the record and that of the source."""
     if isinstance(value, dict | list):
         source_value = dotted_paths.parse_json_text(source_value)
@@ -260,7 +260,7 @@ def _apply_redactions(redactions: Mapping[str, str], text: str) -> str:
 
 
 def slice_values(
-    values: Mapping[str, Any], target: Any, recipe: Recipe, redactions: Mapping[str, str]
+    values: Mapping[str, object], target: object, recipe: Recipe, redactions: Mapping[str, str]
 ) -> dict[str, str]:
     """Return {slice: value of this row}, from the record if the slice names a field."""
     fields = set(field_names(recipe))

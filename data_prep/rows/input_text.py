@@ -5,7 +5,6 @@ out  "where is my money?"
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from data_prep.readers import dotted_paths
 from data_prep.rows import slots
@@ -15,7 +14,7 @@ from insource.tasks.chat_messages import parse_messages, split_prompt
 from insource.tasks.source_record import read_input
 
 
-def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
+def extract_input(values: Mapping[str, object], recipe: Recipe) -> str:
     """Return the input of a row as written, neither cleaned nor redacted.
 
     A chat that ends in an answer of the assistant is used without that answer.
@@ -36,7 +35,7 @@ def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
     return read_input(values, columns)
 
 
-def _extract_prompt(values: Mapping[str, Any], recipe: Recipe) -> str:
+def _extract_prompt(values: Mapping[str, object], recipe: Recipe) -> str:
     """Return the prompt of a pair of answers, or of a row without answers."""
     columns = recipe.data.columns
     if {columns.chosen, columns.rejected} <= values.keys():

@@ -12,7 +12,6 @@ answer columns are all empty are not labelled; data preparation counts them. Sug
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.rows.columns import field_names
@@ -44,7 +43,7 @@ def restore_cell(text: str) -> str:
     return text[1:] if _ESCAPED.match(text) else text
 
 
-def restore_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def restore_values(values: Mapping[str, object]) -> dict[str, object]:
     """Return the columns of a row with all names and texts restored."""
     return {
         restore_cell(name): restore_cell(value) if isinstance(value, str) else value for name, value in values.items()
@@ -91,7 +90,7 @@ def iter_labelled(rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -
         yield _make_row(row, values, suggestions) if is_labelled else None
 
 
-def _make_row(row: SourceRow, values: Mapping[str, Any], suggestions: list[str]) -> SourceRow:
+def _make_row(row: SourceRow, values: Mapping[str, object], suggestions: list[str]) -> SourceRow:
     """Return a labelled row without the columns that `make label` added, with its id and its provenance.
 
     Without a column `label_row_id`, the row keeps an id of file and line.

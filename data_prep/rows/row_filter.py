@@ -26,7 +26,7 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].+)?")
 class RowFilter:
     """Filter on column values that also counts which expected values occur."""
 
-    def __init__(self, where: Mapping[str, Any]) -> None:
+    def __init__(self, where: Mapping[str, object]) -> None:
         self._where = {column: _as_list(expected) for column, expected in where.items()}
         self._unmatched = {column: list(expected) for column, expected in self._where.items()}
         self._value_counts: dict[str, Counter[str]] = {column: Counter() for column in where}
@@ -56,7 +56,7 @@ class RowFilter:
             for value in values
         ]
 
-    def _hint(self, column: str, expected: Any) -> str:
+    def _hint(self, column: str, expected: object) -> str:
         """Return the most similar value of the column, or else its most frequent values."""
         counts = self._value_counts[column]
         if matches := get_close_matches(to_text(expected), [text for text in counts if text], 1):
@@ -90,12 +90,12 @@ def matches_value(value: Any, expected: Any) -> bool:
     )
 
 
-def _as_list(value: Any) -> Sequence[Any]:
+def _as_list(value: object) -> Sequence[object]:
     """Return the value as a list."""
     return value if isinstance(value, list) else [value]
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     """Return the value for a message."""
     return "an empty cell" if value is None else display_label(to_text(value))
 

@@ -45,7 +45,7 @@ class SlotRecord:
     cut_fields: frozenset[str] = frozenset()
 
 
-def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:
+def extract(values: Mapping[str, object], recipe: Recipe) -> SlotRecord:
     """Return the text and the record of a source row. Raise UnusableRowError if slots or tags cannot be read."""
     columns, cut_fields = recipe.data.columns, set[str]()
     (column,) = columns.texts
@@ -65,7 +65,7 @@ def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:
     return SlotRecord(SourceRecord("", text, _build_record(pairs, recipe)), frozenset(cut_fields))
 
 
-def extract_text(values: Mapping[str, Any], recipe: Recipe) -> str:
+def extract_text(values: Mapping[str, object], recipe: Recipe) -> str:
     """Return the text of a source row, which may lack slots and tags. Raise UnusableRowError if it has no text."""
     columns = recipe.data.columns
     (column,) = columns.texts
@@ -78,7 +78,7 @@ def extract_text(values: Mapping[str, Any], recipe: Recipe) -> str:
     return read_text(value, column)
 
 
-def _build_record(pairs: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str, Any]:
+def _build_record(pairs: Sequence[tuple[str, object]], recipe: Recipe) -> dict[str, Any]:
     """Return {field: value}. Raise UnusableRowError if a field that is no array has several values."""
     schema: Any = recipe.task.json_schema
     record: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def _build_record(pairs: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str,
     return record
 
 
-def _parse_entries(value: Any, column: str) -> list[Any]:
+def _parse_entries(value: object, column: str) -> list[Any]:
     """Return the entries of a list, of its JSON, or of columns of equal length; [] for an empty cell."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
@@ -113,7 +113,7 @@ def _parse_entries(value: Any, column: str) -> list[Any]:
     return entries
 
 
-def _extract_slot(entry: Any, number: int, text: str, slots: Slots, cut_fields: set[str]) -> tuple[str, Any]:
+def _extract_slot(entry: object, number: int, text: str, slots: Slots, cut_fields: set[str]) -> tuple[str, object]:
     """Return the name and the value of an entry."""
     name = resolve_path(entry, slots.name)
     if name is None or name is MISSING or isinstance(name, list | dict) or not to_text(name).strip():
@@ -147,7 +147,7 @@ def _parse_offset(value: Any) -> int | None:
     return int(value) if is_whole else None
 
 
-def _join_pieces(entries: Sequence[Any], slots: Slots) -> tuple[str, list[tuple[str, Any]]]:
+def _join_pieces(entries: Sequence[object], slots: Slots) -> tuple[str, list[tuple[str, Any]]]:
     """Return the text that the pieces form, and the named pieces."""
     texts, pairs = [], []
     for number, entry in enumerate(entries, start=1):
@@ -160,7 +160,7 @@ def _join_pieces(entries: Sequence[Any], slots: Slots) -> tuple[str, list[tuple[
     return "".join(texts), pairs
 
 
-def _join_tokens(tokens: Any, tags: Any, column: str) -> tuple[str, list[tuple[str, Any]]]:
+def _join_tokens(tokens: object, tags: object, column: str) -> tuple[str, list[tuple[str, object]]]:
     """Return the text of the tokens, and (name, value) of each tagged span."""
     words, text = _parse_tokens(tokens), ""
     names = tags.split() if isinstance(tags, str) and parse_list(tags) is None else parse_list(tags)
@@ -174,7 +174,7 @@ def _join_tokens(tokens: Any, tags: Any, column: str) -> tuple[str, list[tuple[s
     return text, [(name, text[spans[first][0] : spans[last][1]]) for name, first, last in _iterate_spans(names)]
 
 
-def _parse_tokens(tokens: Any) -> list[str]:
+def _parse_tokens(tokens: object) -> list[str]:
     """Return the tokens of a list, of its JSON, or of a text separated by spaces."""
     parsed = parse_list(tokens)
     if parsed is None:
@@ -184,7 +184,7 @@ def _parse_tokens(tokens: Any) -> list[str]:
     return parsed
 
 
-def _iterate_spans(tags: Sequence[Any]) -> Iterator[tuple[str, int, int]]:
+def _iterate_spans(tags: Sequence[object]) -> Iterator[tuple[str, int, int]]:
     """Yield (name, first token, last token) of tags in IOB, IOB2, IOBES or BILOU, or of names without a prefix."""
     open_span: tuple[str, int] | None = None
     was_end = False
@@ -197,7 +197,7 @@ def _iterate_spans(tags: Sequence[Any]) -> Iterator[tuple[str, int, int]]:
         was_end = prefix in "ELSU"
 
 
-def _parse_tag(tag: Any) -> tuple[str, str]:
+def _parse_tag(tag: object) -> tuple[str, str]:
     """Return the prefix and the name of a tag; a name without a prefix has the prefix "I"."""
     if tag is not None and not isinstance(tag, str):
         raise UnusableRowError("bad_tags", f"a tag is {to_text(tag)[:40]}, and a tag is a text, such as B-artist or O")

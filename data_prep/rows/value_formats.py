@@ -21,7 +21,9 @@ from insource.tasks.source_record import UnusableRowError, columns_to_rows
 TIME_DIRECTIVES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
 
 
-def parse_record_values(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
+def parse_record_values(
+    record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats
+) -> dict[str, object]:
     """Return the record with parsed numbers and dates. Raise UnusableRowError if one does not fit its format."""
     return _parse_object(record, json_schema["properties"], formats, "")
 
@@ -40,7 +42,7 @@ def parse_time(text: str, time_format: str) -> datetime | None:
 
 def _parse_object(
     record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, prefix: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the object with parsed values; currencies found beside amounts fill empty currency fields."""
     parsed, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
@@ -57,7 +59,7 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
+def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[object, str]:
     """Return the value, and the currency found beside it ("" if none). Lists and objects may be JSON texts."""
     if {"array", "object"} & {*_field_types(field)} and not _is_empty(value):
         value = parse_json_text(value)

@@ -90,7 +90,7 @@ def read_answer(
     )
 
 
-def read_confidence(response: CachedResponse, answer: Any) -> float | None:
+def read_confidence(response: CachedResponse, answer: object) -> float | None:
     """Return the probability of a parsed answer, None if the provider returned none."""
     if response.probabilities is not None and isinstance(answer, str):
         return response.probabilities.get(answer)

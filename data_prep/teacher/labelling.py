@@ -30,6 +30,7 @@ from insource.system.number_format import format_usd
 from insource.tasks import TASKS
 from insource.tasks.task_kind import TaskKind
 from insource.text.split_hash import hash_texts
+from insource.tracking.data_report import DataReport, TeacherReport, TeacherRows
 
 VERSION = 1
 """Incremented when the same settings and files give other labels."""
@@ -45,13 +46,13 @@ class TeacherLabels:
     labels: Sequence[TeacherLabel]
     sha256: str
     """Of labels.jsonl."""
-    report: Mapping[str, Any]
+    report: TeacherReport
     """The content of teacher.json."""
 
     def extra_columns(self) -> dict[str, dict[str, Any]]:
         """Return {row id: keys that a row of train.jsonl has in addition}."""
         return {
-            label.id: {"labelled_by": self.report["name"]}
+            label.id: {"labelled_by": self.report.name}
             | ({"probabilities": label.probabilities} if label.probabilities else {})
             for label in self.labels
         }
@@ -86,11 +87,12 @@ def label_rows(recipe: Recipe, data: Path, runs: Path) -> TeacherLabels:
         with atomic_files.atomic_folder(folder, keep_existing=True) as temp_folder:
             lines = (json.dumps(label.to_json(), ensure_ascii=False) + "\n" for label in labels)
             atomic_files.write_text(temp_folder / "labels.jsonl", "".join(lines))
-            atomic_files.write_json(temp_folder / "teacher.json", {**report, "unlabelled": dict(hashes)})
+            atomic_files.write_json(temp_folder / "teacher.json", {**report.to_json(), "unlabelled": dict(hashes)})
         print(_summary_line(report), file=sys.stderr, flush=True)
-    path = folder / "labels.jsonl"
+    path, report_path = folder / "labels.jsonl", folder / "teacher.json"
     read_labels = [TeacherLabel(**line) for line in atomic_files.read_jsonl(path)]
-    return TeacherLabels(read_labels, atomic_files.sha256(path), atomic_files.read_json(folder / "teacher.json"))
+    written_report = TeacherReport.parse(atomic_files.read_json(report_path), report_path)
+    return TeacherLabels(read_labels, atomic_files.sha256(path), written_report)
 
 
 def estimate_lines(recipe: Recipe, data: Path, runs: Path) -> list[str]:
@@ -154,10 +156,7 @@ def choose_rows(recipe: Recipe, data: Path) -> tuple[Pool, list[Candidate]]:
 def load_task(recipe: Recipe, data: Path) -> tuple[TaskKind, Any]:
     """Return the task and its Spec, with the labels of the prepared rows in `data`."""
     task = TASKS[recipe.task.task_name]
-    labels = {
-        label: entry["description"] for label, entry in atomic_files.read_json(data / "data.json")["labels"].items()
-    }
-    spec = task.make_spec(recipe.task, labels)
+    spec = task.make_spec(recipe.task, DataReport.read(data).label_descriptions)
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     return task, spec
@@ -165,8 +164,7 @@ def load_task(recipe: Recipe, data: Path) -> tuple[TaskKind, Any]:
 
 def read_max_answer_tokens(data: Path) -> int:
     """Return the limit of an answer in tokens of the base, as training will set it for the rows in `data`."""
-    tokens = atomic_files.read_json(data / "data.json")["tokens"]
-    return int(tokens["served"]["for_the_answer"])
+    return DataReport.read(data).max_answer_tokens
 
 
 def _teacher(recipe: Recipe) -> Teacher:
@@ -181,34 +179,33 @@ def _make_report(
     labels: Sequence[TeacherLabel],
     reasons: Mapping[str, int],
     spent_usd: float,
-) -> dict[str, Any]:
+) -> TeacherReport:
     """Return the content of teacher.json."""
     model_ids = Counter(label.model_id for label in labels if label.model_id)
-    return {
-        "name": teacher.baseline.display_name,
-        "model_ids": dict(model_ids.most_common()),
-        "stand_in": teacher.baseline.is_loopback,
-        "rows": {
-            "read": pool.n_read,
-            "unusable": dict(pool.left_out.most_common()),
-            "sent": n_chosen - reasons.get("not_sent", 0),
-            "labelled": len(labels),
-            "left_out": dict(sorted(reasons.items())),
-        },
-        "min_confidence": teacher.min_confidence,
-        "has_probabilities": any(label.probabilities for label in labels),
-        "spent_usd": round(spent_usd, 6),
-        "budget_usd": teacher.budget_usd,
-    }
+    return TeacherReport(
+        name=teacher.baseline.display_name,
+        model_ids=dict(model_ids.most_common()),
+        stand_in=teacher.baseline.is_loopback,
+        rows=TeacherRows(
+            read=pool.n_read,
+            unusable=dict(pool.left_out.most_common()),
+            sent=n_chosen - reasons.get("not_sent", 0),
+            labelled=len(labels),
+            left_out=dict(sorted(reasons.items())),
+        ),
+        min_confidence=teacher.min_confidence,
+        has_probabilities=any(label.probabilities for label in labels),
+        spent_usd=round(spent_usd, 6),
+        budget_usd=teacher.budget_usd,
+    )
 
 
-def _summary_line(report: Mapping[str, Any]) -> str:
-    rows = report["rows"]
-    n_left_out = sum(rows["left_out"].values())
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in rows["left_out"].items())
+def _summary_line(report: TeacherReport) -> str:
+    rows = report.rows
+    n_left_out = sum(rows.left_out.values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in rows.left_out.items())
     left_out = f", {n_left_out:,} left out ({reasons})" if n_left_out else ""
     return (
-        f"teacher   {report['name']}: {rows['sent']:,} of {rows['read']:,} unlabelled rows sent, "
-        f"{rows['labelled']:,} labels{left_out}; {format_usd(report['spent_usd'])} of "
-        f"{format_usd(report['budget_usd'])} spent"
+        f"teacher   {report.name}: {rows.sent:,} of {rows.read:,} unlabelled rows sent, "
+        f"{rows.labelled:,} labels{left_out}; {format_usd(report.spent_usd)} of {format_usd(report.budget_usd)} spent"
     )

@@ -31,7 +31,7 @@ def yield_to_people(table: Table, drops: DropDecisions) -> None:
         drops.drop(duplicates, "duplicate", people[np.searchsorted(keys[people], keys[duplicates])])
 
 
-def drop_long_rows(table: Table, splits: Any, recipe: Recipe, drops: DropDecisions) -> None:
+def drop_long_rows(table: Table, splits: object, recipe: Recipe, drops: DropDecisions) -> None:
     """Drop the rows of a teacher that are longer than train.max_length, or whose answer is longer than any of people.
 
     A longer answer would raise the limit of answers, and with it drop held-out rows.

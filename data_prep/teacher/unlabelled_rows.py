@@ -27,6 +27,7 @@ from insource.system import atomic_files
 from insource.tasks.pii import inputs, redaction
 from insource.tasks.source_record import UnusableRowError, check_characters, to_text
 from insource.text.split_hash import hash_texts
+from insource.tracking.data_report import DataReport
 
 MAX_POOL_ROWS = 100_000
 """Unlabelled rows that are ranked; of more rows, those with the smallest keyed hashes of their texts."""
@@ -91,7 +92,7 @@ def find_exclusions(recipe: Recipe, folder: Path) -> Exclusions:
             groups.update(row["group"] for row in rows if row["group"] is not None)
     if recipe.data.split.time is None:
         return Exclusions(frozenset(groups), None)
-    cut = atomic_files.read_json(folder / "data.json")["split"]["cut"]
+    cut = DataReport.read(folder).split.cut
     if cut is None or (seconds := parse_iso_seconds(cut)) is None:
         raise RecipeError(
             "data.teacher: with data.split.time and given test rows it is not known which unlabelled rows are older "

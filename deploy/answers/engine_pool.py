@@ -111,7 +111,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def post(
-        self, model: str, path: str, data: BytesIO | None, json: Any, headers: Mapping[str, str] | None
+        self, model: str, path: str, data: BytesIO | None, json: object, headers: Mapping[str, str] | None
     ) -> AsyncIterator[EngineResponse]:
         """Yield the response to a request. Raise RequestError (503) if no engine gives one."""
         payload = data.getvalue() if data is not None else None
@@ -163,7 +163,7 @@ class ModelRoute:
     model: str
 
     def post(
-        self, path: str, *, data: BytesIO | None = None, json: Any = None, headers: Mapping[str, str] | None = None
+        self, path: str, *, data: BytesIO | None = None, json: object = None, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[EngineResponse]:
         """Return the response to a request as a context manager; see `EnginePool.post`."""
         return self.pool.post(self.model, path, data, json, headers)

@@ -21,6 +21,7 @@ from insource.backends.failures import NOT_SENT
 from insource.backends.types import Backend, Request, RequestResult
 from insource.config.errors import StageError
 from insource.config.schema.compare import Baseline
+from insource.tasks.data_row import InputRow
 from insource.tasks.pii.inputs import CleanedInput
 
 FAILED, REFUSED = "api_failed", "api_refused"
@@ -67,7 +68,7 @@ class Escalation:
         """
         if time.monotonic() < self._paused_until:
             return FAILED
-        row = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
+        row: InputRow = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(self.system, self.task.dataset, [row])
         pending = asyncio.create_task(self._query_with_timeout(request))
         self._pending.add(pending)

@@ -66,7 +66,7 @@ class TaskTokens:
     def __init__(self, folder: Path, module: TaskKind, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
         self._lock = threading.Lock()
-        self._loaded: tuple[Any, LabelTree] | None = None
+        self._loaded: tuple[object, LabelTree] | None = None
 
     def encode(self, text: str) -> tuple[list[int], LabelTree]:
         """Return the token ids of the prompt for an input, and the label tree.
@@ -79,7 +79,7 @@ class TaskTokens:
         (ids,) = chat_template.encode_prompts(tokenizer, [self._module.messages(self._spec, {"text": text})])
         return ids, tree
 
-    def _load(self) -> tuple[Any, LabelTree]:
+    def _load(self) -> tuple[object, LabelTree]:
         tokenizer, labels = chat_template.load_saved_tokenizer(str(self._folder)), list(self._spec.labels)
         conversation = self._module.messages(self._spec, {"text": "x"})
         examples = chat_template.render_examples(tokenizer, [conversation] * len(labels), labels)

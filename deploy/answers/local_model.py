@@ -53,7 +53,7 @@ class EngineRequestError(RequestError):
     The message contains what concerns the client's own request. `engine_status` is the HTTP status of vLLM.
     """
 
-    def __init__(self, engine_status: int, payload: Any) -> None:
+    def __init__(self, engine_status: int, payload: object) -> None:
         message, self.engine_status = extract_message(payload), engine_status
         if engine_status in RETRYABLE_STATUSES:
             super().__init__(503, "overloaded_error", f"the model is busy: {message}", retry_seconds=5)
@@ -123,7 +123,7 @@ async def _send(engine: EngineConnection, backend: Backend, request: Request) ->
         raise unreadable_answer(error) from None
 
 
-async def post_to_engine(engine: EngineConnection, path: str, body: Mapping[str, Any]) -> Any:
+async def post_to_engine(engine: EngineConnection, path: str, body: Mapping[str, object]) -> Any:
     """Return the JSON answer of vLLM to a request. Raise RequestError if there is none, or if it is an error."""
     try:
         async with engine.session.post(path, json=body) as response:
@@ -144,7 +144,7 @@ def unreadable_answer(error: Exception) -> RequestError:
     return RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}")
 
 
-def extract_message(payload: Any) -> str:
+def extract_message(payload: object) -> str:
     """Return the message of an error response of vLLM."""
     message = payload.get("error", payload) if isinstance(payload, dict) else payload
     message = message.get("message", message) if isinstance(message, dict) else message

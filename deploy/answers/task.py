@@ -21,8 +21,9 @@ from insource.backends.types import Backend, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files
-from insource.tasks import extraction, load_task_spec
+from insource.tasks import extraction
 from insource.tasks.chat_messages import parse_messages, split_prompt
+from insource.tasks.data_row import InputRow
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.pii import inputs
 from insource.tasks.pii.inputs import CleanedInput
@@ -75,7 +76,7 @@ class Task:
     @property
     def grammar(self) -> str | None:
         """Output constraint of requests, None for free text or without serve.structured_output."""
-        return self.dataset.prompt["grammar"] if self.recipe.serve.structured_output else None
+        return self.dataset.prompt.grammar if self.recipe.serve.structured_output else None
 
     def prepare(self, text: str) -> CleanedInput:
         """Return an input as data preparation would clean it. Raise RequestError if preparation would reject it."""
@@ -91,13 +92,13 @@ class Task:
 
     def request(self, task_input: CleanedInput, max_tokens: int | None = None) -> Request:
         """Return the request for an input, as in the comparison. `max_tokens` limits the answer."""
-        row = {"id": "input", "input": {"text": task_input.text}}
+        row: InputRow = {"id": "input", "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.dataset, [row])
         return replace(request, max_tokens=min(request.max_tokens, max_tokens or request.max_tokens))
 
     def backend(self, constrained: bool | None = None) -> Backend:
         """Return the backend for requests to vLLM. `constrained` applies the grammar regardless of the recipe."""
-        grammar = self.dataset.prompt["grammar"] if constrained else self.grammar
+        grammar = self.dataset.prompt.grammar if constrained else self.grammar
         return Backend(
             "openai", self.internal_name, structured="grammar" if grammar else "none", log_probabilities=True
         )
@@ -135,10 +136,10 @@ def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None,
     # Import here what the first request would import while others wait.
     from openai.types.chat import ChatCompletion  # noqa: F401
 
-    prompt: Mapping[str, Any] = served.prompt
-    if "task" not in prompt:
+    prompt = served.prompt
+    if prompt.task is None:
         return None
-    module, spec = load_task_spec(prompt["task"])
+    module, spec = prompt.load_task()
     recipe = served.recipe
     if gateway_recipe is not None:
         sections = {name: getattr(gateway_recipe, name) for name in GATEWAY_SECTIONS}
@@ -150,7 +151,7 @@ def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None,
     return Task(served.name, version, served.folder, recipe, dataset, prompt_head, routing)
 
 
-def extract_text(task: Task, value: Any) -> str:
+def extract_text(task: Task, value: object) -> str:
     """Return the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
 
     Raise RequestError if it is none of them.

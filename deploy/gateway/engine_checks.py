@@ -69,7 +69,7 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
             message = f"{error}; the engine lists no {name} (--lora-modules) and cannot load it"
             raise StageError(f"{message} (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)", code="INS-G010") from None
         engine.loaded.add(name)
-    if (expected := served.prompt.get("prompt_ids")) is not None:
+    if (expected := served.prompt.prompt_ids) is not None:
         actual = await _fetch_prompt_ids(session, served, name)
         if actual != expected:
             raise StageError("the engine reads other token ids for its prompt than were trained on", code="INS-E008")
@@ -103,7 +103,7 @@ async def _list_models(session: ClientSession) -> set[str]:
 
 
 async def _fetch_prompt_ids(session: ClientSession, served: ServedModel, name: str) -> list[int]:
-    async with session.post("/tokenize", json={"model": name, "messages": served.prompt["messages"]}) as response:
+    async with session.post("/tokenize", json={"model": name, "messages": served.prompt.messages}) as response:
         if response.status != 200:
             raise StageError(
                 f"POST /tokenize answers {response.status}: {(await response.text())[:300]}", code="INS-G010"

@@ -44,7 +44,6 @@ FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 HEALTH_PATHS = ("/health", "/healthz", "/readyz")
 GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", openapi.PATH, "/metrics", *HEALTH_PATHS)
 """Paths that the gateway itself answers, in addition to those of tasks."""
-MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
 """Maximum time for a client to send a body."""
 
@@ -124,15 +123,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     async def expose_metrics(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
-        proxy_state.monitor.metrics.set_state(
-            proxy_state.is_ready, proxy_state.in_flight_by_client.total(), proxy_state.versions
-        )
-        if proxy_state.pool is not None:
-            proxy_state.monitor.metrics.set_engines(
-                {engine.url: (bool(engine.models), engine.in_flight) for engine in proxy_state.pool.engines}
-            )
-        proxy_state.monitor.update_drift(proxy_state.tasks)
-        text = await run_in_thread(proxy_state.monitor.render_metrics, dict(proxy_state.tasks))
+        text = await _render_metrics(proxy_state)
         return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def report_alive(request: web.Request) -> web.StreamResponse:
@@ -271,6 +262,18 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
             )
             request[ACCESS_RECORD].outcomes.update(outcome.route for outcome in outcomes)
             return await forwarding.send_json(request, payload, {VERSION_HEADER: version})
+
+
+async def _render_metrics(proxy_state: ProxyState) -> bytes:
+    """Return the metrics as Prometheus reads them."""
+    monitor = proxy_state.monitor
+    monitor.metrics.set_state(proxy_state.is_ready, proxy_state.in_flight_by_client.total(), proxy_state.versions)
+    if proxy_state.pool is not None:
+        monitor.metrics.set_engines(
+            {engine.url: (bool(engine.models), engine.in_flight) for engine in proxy_state.pool.engines}
+        )
+    monitor.update_drift(proxy_state.tasks)
+    return await run_in_thread(monitor.render_metrics, dict(proxy_state.tasks))
 
 
 def _require_client(proxy_state: ProxyState, request: web.Request) -> str:

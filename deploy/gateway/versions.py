@@ -10,6 +10,7 @@ from deploy import registry
 from insource.config.errors import RecipeError, join_errors
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from serve import artifact_checks
 from serve.vllm import launch_plan, server_process
@@ -68,14 +69,14 @@ def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel
         model, _ = launch_plan.locate_base(served, running.serve)
         rank = artifact_checks.max_lora_rank({served.name: served.folder})
         template = running.chat_template and atomic_files.sha256(running.chat_template)
-        stop = running.tokenizer and atomic_files.read_json(running.tokenizer / "prompt.json").get("stop")
+        stop = running.tokenizer and PromptSpec.read(running.tokenizer).stop
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
         return f"its files cannot be read: {_format_error(error)}"
     if model != running.model:
         return f"its base is {model}, and {running.model} is served; start the gateway again"
-    if template and template != served.prompt["chat_template_sha256"]:
+    if template and template != served.prompt.chat_template_sha256:
         return "its chat template is another than the one that is served; start the gateway again"
-    if running.tokenizer and stop != served.prompt.get("stop"):
+    if running.tokenizer and stop != served.prompt.stop:
         return "its answers end in another stop token than those that are served; start the gateway again"
     if rank > running.max_lora_rank:
         return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"

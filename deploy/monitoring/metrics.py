@@ -8,7 +8,7 @@ values: models, versions, paths, statuses, reasons, API models, engines, and the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -164,7 +164,7 @@ class Metrics:
         return Gauge(f"insource_{name}", description, labels, registry=self.registry)
 
 
-def filter_labels(value: Any, labels: Mapping[str, str] | None) -> list[str]:
+def filter_labels(value: object, labels: Mapping[str, str] | None) -> list[str]:
     """Return the labels in an answer, an empty list if its task has no labels."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return [label for label in values if labels and label in labels]

@@ -126,5 +126,5 @@ def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[s
     return {line["answer"]: line for line in monthly_record.read_lines(registry_dir / FOLDER, deployment_id)}
 
 
-def _write_line(registry_dir: Path, line: Mapping[str, Any]) -> None:
+def _write_line(registry_dir: Path, line: Mapping[str, object]) -> None:
     monthly_record.append_lines(registry_dir / FOLDER, [line], _DESCRIPTION, flush=False)

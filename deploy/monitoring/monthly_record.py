@@ -11,7 +11,7 @@ from insource.system import shared_jsonl
 from insource.system.timestamps import utc_timestamp
 
 
-def append_lines(folder: Path, lines: Sequence[Mapping[str, Any]], description: str, flush: bool) -> None:
+def append_lines(folder: Path, lines: Sequence[Mapping[str, object]], description: str, flush: bool) -> None:
     """Append lines with the current time to the file of this month.
 
     With `flush` they are on disk afterwards. Raise StageError with `description` if that fails.

@@ -181,7 +181,7 @@ def _has_record_column(recipe: Recipe) -> bool:
     return bool(columns.target or columns.targets or columns.slot_columns)
 
 
-def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
+def build_row(recorded: RecordedAnswer) -> dict[str, object] | None:
     """Return an answer as a row of the recipe's columns.
 
     Return None if input or answer contain personal data that is not replaced, or an unpaired surrogate.
@@ -207,7 +207,7 @@ def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
     }
 
 
-def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, Any]:
+def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, object]:
     """Return the columns that the recipe needs and inputs lack.
 
     They are null, except for the values that `where` requires; each row is a group of its own.
@@ -224,7 +224,7 @@ def _build_time_cell(recipe: Recipe, time: str) -> dict[str, str]:
     return {column: datetime.fromisoformat(time).strftime(date_format) if date_format else time}
 
 
-def _is_recordable(cells: Mapping[str, Any]) -> bool:
+def _is_recordable(cells: Mapping[str, object]) -> bool:
     """Return whether input and answer contain no personal data, including in numbers, and can be encoded as UTF-8."""
     texts = [json.dumps(cells, ensure_ascii=False), *_iter_texts(cells)]
     try:
@@ -234,7 +234,7 @@ def _is_recordable(cells: Mapping[str, Any]) -> bool:
     return not any(personal_data.find_kinds(text) for text in texts)
 
 
-def _iter_texts(value: Any) -> Iterator[str]:
+def _iter_texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -252,7 +252,7 @@ def time_column(recipe: Recipe) -> str:
     return recipe.data.split.time or "time"
 
 
-def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
+def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, object]:
     """Return an input and its answer in the columns that the recipe reads them from.
 
     The first of several text columns gets all of the text, because its original columns are unknown.
@@ -275,7 +275,7 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
     return row | {columns.target or "target": value}
 
 
-def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
+def map_texts(value: object, hide: Callable[[str], str]) -> object:
     """Return an answer with `hide` applied to each text in it."""
     if isinstance(value, Mapping):
         return {name: map_texts(item, hide) for name, item in value.items()}
@@ -284,7 +284,7 @@ def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
     return hide(value) if isinstance(value, str) else value
 
 
-def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, Any]) -> None:
+def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, object]) -> None:
     """Replace recorded rows by rows with the right answers.
 
     `right_answers` maps names of answer ids (deploy/answers/answer_ids.py) to right answers, for answers given on
@@ -333,7 +333,7 @@ def _find_rows(path: Path, id_name: str, names: Collection[str]) -> dict[str, li
     return located
 
 
-def _correct_row(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
+def _correct_row(task: Task, name: str, row: Mapping[str, object], value: object) -> dict[str, object] | None:
     """Return the row with the right answer, None to keep the row."""
     try:
         cells = build_input_and_answer(task, read_input_text(task, row), value)
@@ -366,7 +366,7 @@ def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
     return str(text)
 
 
-def _append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def _append_rows(path: Path, rows: list[dict[str, object]]) -> None:
     """Append rows to a file that only this user can read. Raise StageError if it cannot be written."""
     if not rows:
         return

@@ -42,7 +42,7 @@ class BatchState:
 
 
 async def create_batch(
-    client: Any, backend: Backend, name: str, started_at: datetime, requests: Sequence[Request]
+    client: object, backend: Backend, name: str, started_at: datetime, requests: Sequence[Request]
 ) -> str | AttemptFailure:
     """Create a batch and return its id.
 
@@ -65,7 +65,7 @@ async def create_batch(
 
 
 async def find_batch(
-    client: Any,
+    client: object,
     backend: Backend,
     name: str,
     started_at: datetime,
@@ -81,7 +81,7 @@ async def find_batch(
 
 
 async def wait_for_batch(
-    client: Any, backend: Backend, batch_id: str, poll_seconds: float, log: Callable[[str], None]
+    client: object, backend: Backend, batch_id: str, poll_seconds: float, log: Callable[[str], None]
 ) -> BatchState | AttemptFailure:
     """Poll a batch at growing intervals and return its final state. `log` gets the progress."""
     api, wait, n_failed = BATCH_MODULES[backend.api_format], poll_seconds, 0
@@ -101,7 +101,7 @@ async def wait_for_batch(
 
 
 async def fetch_results(
-    client: Any, backend: Backend, batch_id: str, request: Request
+    client: object, backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure] | AttemptFailure:
     """Return the outcome of each request of an ended batch, by custom id.
 

@@ -131,7 +131,7 @@ def _write_pending(path: Path, pending: PendingBatch) -> None:
     atomic_files.write_json(path, asdict(pending))
 
 
-async def _resume_batch(client: Any, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
+async def _resume_batch(client: object, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
     """Return the batch of an earlier process, with its id; None if it was never created."""
     path = batch_file_path(session.cache.path)
     if pending.id is None:
@@ -175,7 +175,7 @@ def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[
     return chosen
 
 
-async def _submit_batch(client: Any, session: CollectSession, requests: Sequence[Request]) -> PendingBatch:
+async def _submit_batch(client: object, session: CollectSession, requests: Sequence[Request]) -> PendingBatch:
     """Create a batch and return it. Its id is on disk then."""
     path, backend = batch_file_path(session.cache.path), session.backend
     pending = PendingBatch(
@@ -202,7 +202,7 @@ async def _submit_batch(client: Any, session: CollectSession, requests: Sequence
 
 
 async def _await_results(
-    client: Any, backend: Backend, pending: PendingBatch, poll_seconds: float, log: Callable[[str], None]
+    client: object, backend: Backend, pending: PendingBatch, poll_seconds: float, log: Callable[[str], None]
 ) -> tuple[dict[str, Completion | AttemptFailure] | None, str | None]:
     """Return the outcomes of an ended batch, and a reason to create no further batch.
 
@@ -212,8 +212,8 @@ async def _await_results(
     state = await batch_client.wait_for_batch(client, backend, pending.id, poll_seconds, log)
     if isinstance(state, AttemptFailure):
         raise _StopError(
-            f"batch {pending.id} cannot be looked at: {state.error}; the next run tries again, and asks anew if "
-            "<journal>.batch.json is removed"
+            f"batch {pending.id} cannot be read: {state.error}; the next run tries again. It sends the requests again "
+            "if <journal>.batch.json is removed"
         )
     stop_states = {"failed": "failed", "cancelled": "was cancelled"}
     stop_reason = (
@@ -306,7 +306,7 @@ def _build_request(session: CollectSession, key: str) -> Request:
     return replace(session.pending[key][0].request, id=key)
 
 
-def _describe_request(session: CollectSession, request: Request) -> dict[str, Any]:
+def _describe_request(session: CollectSession, request: Request) -> dict[str, object]:
     row_request = session.pending[request.id][0]
     return {
         "id": row_request.id,

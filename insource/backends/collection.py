@@ -126,7 +126,7 @@ def collect(
 
 
 def list_pending_requests(
-    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path
+    backend: Backend, identity: object, row_requests: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
     """Return the row requests that `collect` would send, one of each key."""
     responses = {response.key: response for response in response_cache.read_responses(cache_path)}
@@ -134,14 +134,14 @@ def list_pending_requests(
 
 
 def count_pending_requests(
-    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path
+    backend: Backend, identity: object, row_requests: Sequence[RowRequest], cache_path: Path
 ) -> int:
     """Return the number of requests that `collect` would send."""
     return len(list_pending_requests(backend, identity, row_requests, cache_path))
 
 
 def find_last_response(
-    backend: Backend, identity: Any, row_request: RowRequest, cache_path: Path
+    backend: Backend, identity: object, row_request: RowRequest, cache_path: Path
 ) -> CachedResponse | None:
     """Return the last response to a request, transient errors included; None if it was never sent."""
     key = compute_cache_key(
@@ -150,7 +150,9 @@ def find_last_response(
     return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
 
 
-def sum_cached_cost_usd(backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path) -> float:
+def sum_cached_cost_usd(
+    backend: Backend, identity: object, row_requests: Sequence[RowRequest], cache_path: Path
+) -> float:
     """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
     build_body = API_MODULES[backend.api_format].build_body
     keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
@@ -163,7 +165,7 @@ def sum_cached_cost_usd(backend: Backend, identity: Any, row_requests: Sequence[
 
 
 def _split_cached(
-    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
+    backend: Backend, identity: object, row_requests: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Return the row requests with a final cached response, and the others by key."""
     build_body = API_MODULES[backend.api_format].build_body

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from insource.backends import attempt_log
 from insource.backends.types import Completion, Usage
@@ -130,7 +130,7 @@ def batch_file_path(path: Path) -> Path:
     return path.with_suffix(".batch.json")
 
 
-def compute_cache_key(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
+def compute_cache_key(identity: object, body: Mapping[str, object], repeat: int) -> str:
     """Return the cache key: 64 hex digits, also the custom id in a batch.
 
     `identity` is any JSON value that identifies the model.
@@ -219,7 +219,7 @@ def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
     return responses, complete_bytes
 
 
-def _parse_response(payload: Any) -> CachedResponse:
+def _parse_response(payload: object) -> CachedResponse:
     """Return the response of a line. Raise TypeError if it is malformed."""
     if not isinstance(payload, dict) or not {"key", "id", "repeat", "final"} <= payload.keys():
         raise TypeError("it lacks what an answer has")

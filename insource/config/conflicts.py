@@ -37,11 +37,11 @@ def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     return [conflict for check in checks for conflict in check(recipe)]
 
 
-def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
+def fill_derived_values(recipe: "Recipe") -> dict[str, object]:
     """Return {section name: section} of the sections with derived values."""
     train, serve = recipe.train, recipe.serve
     changes: dict[str, Any] = {}
-    train_changes: dict[str, Any] = {}
+    train_changes: dict[str, object] = {}
     if train.selects_best_checkpoint:
         metric = train.metric_for_best_model or FIRST_METRICS[recipe.task.task_name]
         train_changes |= {"load_best_model_at_end": True, "metric_for_best_model": metric}

@@ -48,9 +48,9 @@ class RecipeMistake:
     code: "ErrorCode"
 
 
-def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[RecipeMistake]:
+def describe_errors(error: ValidationError, values: dict[str, object]) -> list[RecipeMistake]:
     """Return the mistake of each wrong key. The branches of a union are one mistake."""
-    by_key: dict[KeyPath, list[Any]] = {}
+    by_key: dict[KeyPath, list[object]] = {}
     conflicts: list[RecipeMistake] = []
     for mistake in error.errors(include_url=False):
         key, raised = _find_recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
@@ -155,7 +155,7 @@ def _list_keys(key: KeyPath) -> list[str]:
     return sorted({name for section in sections for name in section.model_fields})
 
 
-def _find_sections(annotation: Any) -> list[type[BaseModel]]:
+def _find_sections(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _find_sections(argument)]

@@ -228,7 +228,7 @@ def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
     return overridden
 
 
-def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any) -> None:
+def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: object) -> None:
     """Apply the overrides for a name in a section of a hardware file (`bases`, `kinds`) to the rest of it, in place."""
     overrides_by_name = hardware_layer.values.pop(section, {})
     if isinstance(name, str) and name in overrides_by_name:
@@ -238,11 +238,11 @@ def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any)
         _merge_layer(hardware_layer, ConfigLayer(overrides_by_name[name], locations))
 
 
-def _get_base(layer: ConfigLayer) -> Any:
+def _get_base(layer: ConfigLayer) -> object:
     return _get_value(layer, "model", "base")
 
 
-def _get_value(layer: ConfigLayer, section: str, key: str) -> Any:
+def _get_value(layer: ConfigLayer, section: str, key: str) -> object:
     """Return the value of a key in a layer, None if it has none."""
     values = layer.values.get(section)
     return values.get(key) if isinstance(values, dict) else None
@@ -279,7 +279,7 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
                 changes[name] = [absolute(value, *section, name) for value in paths]
         return source.model_copy(update=changes)
 
-    data_changes: dict[str, Any] = {"source": with_absolute_paths(recipe.data.source, "data", "source")}
+    data_changes: dict[str, object] = {"source": with_absolute_paths(recipe.data.source, "data", "source")}
     if (teacher := recipe.data.teacher) is not None:
         source = with_absolute_paths(teacher.source, "data", "teacher", "source")
         data_changes["teacher"] = teacher.model_copy(update={"source": source})
@@ -322,7 +322,7 @@ def _find_location(key: Sequence[str | int], locations: dict[KeyPath, SourceLoca
     return None
 
 
-def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+def _iterate_lines(node: object, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
     """Yield the line (from 1) of every key and list entry below a ruamel node."""
     if isinstance(node, CommentedMap):
         for name, value in node.items():
@@ -335,7 +335,7 @@ def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]
             yield from _iterate_lines(value, (*key, index))
 
 
-def _flatten(values: dict[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _flatten(values: dict[str, object], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, (*key, name))
@@ -343,13 +343,13 @@ def _flatten(values: dict[str, Any], key: tuple[str, ...] = ()) -> Iterator[tupl
             yield (*key, name), value
 
 
-def _nest(key: Sequence[str], value: Any) -> dict[str, Any]:
+def _nest(key: Sequence[str], value: Any) -> dict[str, object]:
     for part in reversed(key):
         value = {part: value}
     return value  # type: ignore[no-any-return]
 
 
-def _to_plain(node: Any) -> Any:
+def _to_plain(node: object) -> Any:
     """Return a node without ruamel's number, text and container types, which pydantic's strict mode refuses."""
     if isinstance(node, dict):
         return {name: _to_plain(value) for name, value in node.items()}
@@ -365,7 +365,7 @@ def _to_plain(node: Any) -> Any:
     return node
 
 
-def _describe_type(value: Any) -> str:
+def _describe_type(value: object) -> str:
     return "an empty file" if value is None else f"a {type(_to_plain(value)).__name__}"
 
 

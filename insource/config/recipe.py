@@ -10,7 +10,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
@@ -58,12 +58,12 @@ class Recipe(Section):
             raise ValueError(f"split.stratify: only the label can be stratified by, given {data.split.stratify!r}")
         return data
 
-    def with_model(self, **changes: Any) -> Self:
+    def with_model(self, **changes: object) -> Self:
         """Return the recipe with changed values in its section `model`."""
         return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 
 
-def make_json_schema() -> dict[str, Any]:
+def make_json_schema() -> dict[str, object]:
     """Return the JSON Schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 

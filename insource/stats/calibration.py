@@ -7,7 +7,6 @@ confidences of 3,080 answers, 91% of them right, in ten bins      -> expected ca
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, expm1, log
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Plat
     return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
-def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> dict[str, Any]:
+def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> dict[str, object]:
     """Return the expected calibration error, and confidence and accuracy in bins of equal size.
 
     {"n", "ece", "bins": [{"low", "high", "n", "confidence", "accuracy", "ci_low", "ci_high"}]}: low and high are the

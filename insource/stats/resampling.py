@@ -146,7 +146,7 @@ def find_nonzero_rows(sums: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
 
 
-def _sum_by_cluster(rows: Any, cluster_indices: IntArray) -> Any:
+def _sum_by_cluster(rows: object, cluster_indices: IntArray) -> object:
     from scipy.sparse import csr_array
 
     row_indices = np.arange(len(cluster_indices))

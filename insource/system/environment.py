@@ -95,10 +95,9 @@ def memory_bytes() -> int:
 
 def available_memory_bytes() -> int:
     """Return the memory that is available without swapping, as the kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return memory_bytes()
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _run_git(*args: str) -> str | None:

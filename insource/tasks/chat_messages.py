@@ -11,7 +11,6 @@ A tool call before the last turn is a line of the text: "assistant: look_up({"id
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from insource.tasks.source_record import SourceRecord, UnusableRowError, to_text
 
@@ -32,7 +31,7 @@ TEXT_PART_TYPES = ("text", "input_text", "output_text")
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 
 
-def parse_messages(value: Any, column: str) -> Messages:
+def parse_messages(value: object, column: str) -> Messages:
     """Return the messages of a column, a list or its JSON, as [{"role", "content"}, ...].
 
     A message with a tool call also has "call". Raises UnusableRowError with the turn and the problem.
@@ -48,7 +47,7 @@ def parse_messages(value: Any, column: str) -> Messages:
     return [_parse_message(raw, f"column {column!r}, turn {turn}") for turn, raw in enumerate(value, start=1)]
 
 
-def parse_conversation(value: Any, column: str) -> SourceRecord:
+def parse_conversation(value: object, column: str) -> SourceRecord:
     """Return the record of a conversation that ends in an assistant's answer. Raises UnusableRowError."""
     messages = parse_messages(value, column)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -98,7 +97,7 @@ def parse_transcript(text: str) -> Messages:
     return [{"role": roles[name], "content": content} for name, content in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
-def _parse_message(raw: Any, location: str) -> dict[str, str]:
+def _parse_message(raw: object, location: str) -> dict[str, str]:
     if not isinstance(raw, dict):
         raise UnusableRowError(
             "bad_messages", f"{location}: given {to_text(raw)[:40]}, allowed: an object of role and content"
@@ -120,7 +119,7 @@ def _parse_message(raw: Any, location: str) -> dict[str, str]:
     return {**message, "content": "" if role == "function_call" else _content_text(content, location)}
 
 
-def _content_text(content: Any, location: str) -> str:
+def _content_text(content: object, location: str) -> str:
     """Return the text of a message's content: a text, or a list of text parts."""
     if content is None or isinstance(content, str):
         return content or ""
@@ -138,7 +137,7 @@ def _content_text(content: Any, location: str) -> str:
     return "\n".join(texts)
 
 
-def _format_tool_call(call: Any) -> str:
+def _format_tool_call(call: object) -> str:
     """Return a tool call as text: look_up({"id": 7})."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     if not isinstance(function, dict) or "name" not in function:

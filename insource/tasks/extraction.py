@@ -23,6 +23,7 @@ from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import references
+from insource.tasks.data_row import RowInput
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import field_grammar, json_fields, record_counts
 from insource.tasks.records.json_fields import (
@@ -71,7 +72,7 @@ def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False)
     )
 
 
-def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages(spec: Spec, row_input: RowInput) -> list[dict[str, str]]:
     """Return the conversation up to the answer: one user message, which every chat template accepts."""
     omission_note = " Leave out what the document does not give." if spec.absent == "omit" else ""
     key_phrase = "these keys" if spec.absent == "omit" else "exactly these keys"

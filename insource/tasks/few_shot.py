@@ -5,17 +5,15 @@ assistant  refund_status
 user       Input: my parcel is late                            the row
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+from insource.tasks.data_row import RowInput, Rows
 from insource.tasks.task_kind import TaskKind
 
 INPUT_HEADER = "Input:\n"
 
 
-def messages(
-    module: TaskKind, spec: Any, examples: Sequence[Mapping[str, Any]], row_input: Mapping[str, Any]
-) -> list[dict[str, str]]:
+def messages(module: TaskKind, spec: Any, examples: Rows, row_input: RowInput) -> list[dict[str, str]]:
     """Return the conversation up to the answer: task prompt, examples (data rows) as turns, row.
 
     Without examples it is the task's own prompt.

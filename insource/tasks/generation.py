@@ -19,6 +19,7 @@ from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import references
+from insource.tasks.data_row import RowInput
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, clean_answer, read_input, to_text
 from insource.tasks.task_kind import Objective
@@ -44,7 +45,7 @@ def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False)
     return Spec(task.instruction)
 
 
-def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages(spec: Spec, row_input: RowInput) -> list[dict[str, str]]:
     """Return the conversation up to the answer: one user message, which every chat template accepts."""
     return [{"role": "user", "content": f"{spec.instruction}\n\nInput:\n{row_input['text']}"}]
 

@@ -21,6 +21,7 @@ from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import classification
+from insource.tasks.data_row import RowInput
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records.field_grammar import quote_literal
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
@@ -53,7 +54,7 @@ def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False)
     return Spec(task.instruction, dict(labels), may_be_empty)
 
 
-def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages(spec: Spec, row_input: RowInput) -> list[dict[str, str]]:
     """Return the conversation up to the answer: one user message, which every chat template accepts."""
     empty_rule = "[] if none applies" if spec.may_be_empty else "at least one"
     content = "\n\n".join(

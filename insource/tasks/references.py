@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insource.config.schema.source import Columns
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import UnusableRowError, to_text
 from insource.tasks.task_kind import MultiReferenceTaskKind, TaskKind
 
 
-def select_targets(
-    module: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
-) -> list[Any]:
+def select_targets(module: TaskKind, spec: object, rows: Rows, answers: Sequence[ParsedAnswer]) -> list[Any]:
     """Return the reference that each answer is scored against: the nearest of the row's target and references."""
     return [
         _nearest_reference(module, spec, row, answer) if row.get("references") else row["target"]
@@ -25,7 +24,7 @@ def select_targets(
     ]
 
 
-def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
+def read_references(values: Mapping[str, object], columns: Columns) -> list[Any]:
     """Return the references of a source row, in the order of `data.columns.targets`, without empty ones.
 
     Raises UnusableRowError if a column of several references contains no list, or if there is no reference.
@@ -41,12 +40,12 @@ def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     return answers
 
 
-def _nearest_reference(module: TaskKind, spec: Any, row: Mapping[str, Any], answer: ParsedAnswer) -> Any:
+def _nearest_reference(module: TaskKind, spec: object, row: DataRow, answer: ParsedAnswer) -> Any:
     assert isinstance(module, MultiReferenceTaskKind)
     return module.nearest_target(spec, [row["target"], *row["references"]], answer)
 
 
-def _parse_list(value: Any, column: str) -> list[Any]:
+def _parse_list(value: object, column: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)

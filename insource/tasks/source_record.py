@@ -58,7 +58,7 @@ def read_text(value: object, column: str) -> str:
     return to_text(value)
 
 
-def read_input(values: Mapping[str, Any], columns: Columns) -> str:
+def read_input(values: Mapping[str, object], columns: Columns) -> str:
     """Return the input of a row: the text of its column, or the non-empty texts of several columns, joined."""
     texts = [read_text(values.get(column), column) for column in columns.texts]
     return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
@@ -138,7 +138,7 @@ def clean_answer(value: object, subject: str) -> str:
     return text
 
 
-def check_characters(subject: str, value: Any) -> None:
+def check_characters(subject: str, value: object) -> None:
     """Raise UnusableRowError if a text, or a text inside a list or object, cannot be stored.
 
     NUL bytes and lone surrogates cannot be stored.

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats.metric_stats import MetricStats
+from insource.tasks.data_row import RowInput
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord
 
@@ -54,7 +55,7 @@ class TaskKind(Protocol):
         Kinds without labels ignore both.
         """
 
-    def messages(self, spec: Any, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+    def messages(self, spec: Any, row_input: RowInput) -> list[dict[str, str]]:
         """Return the conversation up to the answer. `row_input` is {"text": ...}."""
 
     def answer_text(self, spec: Any, target: Any) -> str:

@@ -6,15 +6,13 @@ The hash is that of the splits (insource/text/split_hash.py): of the row's group
 neighbours in that order. A subset may end within a group.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from insource.config.recipe import Recipe
+from insource.tasks.data_row import Rows
 from insource.text.split_hash import make_split_unit, order_by_hash
 from insource.text.text_keys import duplicate_key
 
 
-def order_train_rows(rows: Sequence[Mapping[str, Any]], recipe: Recipe, seed: int | None = None) -> list[int]:
+def order_train_rows(rows: Rows, recipe: Recipe, seed: int | None = None) -> list[int]:
     """Return the indices of prepared train rows, in the order in which subsets take them.
 
     `seed` is the key of the hash, by default `data.split.seed`.
@@ -27,7 +25,7 @@ def order_train_rows(rows: Sequence[Mapping[str, Any]], recipe: Recipe, seed: in
     return order_by_hash(units, [row["id"] for row in rows], split.seed if seed is None else seed)
 
 
-def select_train_rows(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[int]:
+def select_train_rows(rows: Rows, recipe: Recipe) -> list[int]:
     """Return the indices of the rows that `train.max_train_rows` selects, in the order of the rows."""
     max_rows = recipe.train.max_train_rows
     if max_rows is None or max_rows >= len(rows):

@@ -69,7 +69,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
-    def build_panel(panel: Panel) -> Any:
+    def build_panel(panel: Panel) -> object:
         if panel.kind == "bars":
             return reports.BarPlot(title=panel.title, metrics=list(panel.fields))
         return reports.LinePlot(title=panel.title, x="step", y=list(panel.fields))

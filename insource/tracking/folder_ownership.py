@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -198,7 +197,7 @@ def _write_owner(folder: Path, owner: tuple[str, str], is_first: bool) -> bool:
     return True
 
 
-def _read_sources(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_sources(folder: Path) -> Iterator[dict[str, object]]:
     """Yield `data.source` of the recipes of all runs and deployed versions in a folder, if they have one."""
     for path in (*folder.glob("*/recipe.yaml"), *folder.glob("versions/*/recipe.yaml")):
         try:

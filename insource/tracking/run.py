@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -30,10 +29,11 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.system.timestamps import utc_timestamp
 from insource.tracking import folder_ownership
+from insource.tracking.manifest import SCHEMA_VERSION, Manifest, StageRecord, StageState
+from insource.tracking.prompt_spec import PromptSpec
 
-SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
 REFERENCES_FILE = "reference.jsonl"
-UNRECORDED_EXIT = "its process ended without recording how: it was killed, or the disk could not be written"
 # A reader that tests the lock (`Run.is_locked`) holds it for a moment.
 _LOCK_TIMEOUT_SECONDS = 0.5
 
@@ -41,8 +41,6 @@ _locked_folders: set[Path] = set()
 
 # Keys that older versions wrote into recipe.yaml, and that have no effect now.
 REMOVED_KEYS = (("export", "replay_nf4"),)
-
-StageState = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,18 @@ class Run:
         return self.folder.parent.name
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The current content of manifest.json."""
-        return atomic_files.read_json(self.folder / "manifest.json")  # type: ignore[no-any-return]
+    def manifest(self) -> Manifest:
+        """The current content of manifest.json. RecipeError if this version cannot read it."""
+        path = self.folder / MANIFEST_FILE
+        return Manifest.parse(atomic_files.read_json(path), path)
 
-    def stage(self, name: str) -> dict[str, Any]:
-        """Return the manifest entry of a stage, {} if it never started.
+    def stage(self, name: str) -> StageRecord:
+        """Return the record of a stage, one without a state if it never started.
 
         A running stage of a run that no process holds is reported as interrupted.
         """
-        entry: dict[str, Any] = self.manifest["stages"].get(name, {})
-        return entry if self.is_locked else _mark_interrupted(entry)
+        record = self.manifest.get_stage(name)
+        return record if self.is_locked else record.mark_interrupted()
 
     @property
     def references_path(self) -> Path:
@@ -86,13 +85,13 @@ class Run:
     def used_current_adapter(self, stage: str) -> bool:
         """Return whether a stage that has started used the adapter that the run has now."""
         checksums = atomic_files.sha256(self.folder / "adapter" / atomic_files.CHECKSUMS)
-        return bool(self.stage(stage)["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") == checksums)
+        return self.stage(stage).inputs.get(f"adapter/{atomic_files.CHECKSUMS}") == checksums
 
-    def check_references(self, prompt: Mapping[str, Any]) -> None:
+    def check_references(self, prompt: PromptSpec) -> None:
         """Raise StageError if the reference answers are not those that prompt.json records."""
-        record = prompt.get("references")
+        record = prompt.references
         if record and (
-            not self.references_path.is_file() or atomic_files.sha256(self.references_path) != record["sha256"]
+            not self.references_path.is_file() or atomic_files.sha256(self.references_path) != record.sha256
         ):
             raise StageError(
                 f"{self.folder / REFERENCES_FILE} was changed after training; copy it again, or train again (FRESH=1)",
@@ -133,7 +132,12 @@ def runs_folder(folder: str | None) -> Path:
 
 
 def create(
-    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, overrides: Sequence[str] = ()
+    parent: Path,
+    recipe: Recipe,
+    digest: str,
+    environment: Mapping[str, object],
+    data: Path,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Create the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
 
@@ -143,9 +147,15 @@ def create(
     with atomic_files.atomic_folder(parent / name) as folder:
         atomic_files.write_text(folder / "recipe.yaml", to_yaml(recipe))
         atomic_files.write_json(folder / "env.json", environment)
-        manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest}
-        manifest |= {"replaced": list(overrides), "stages": {}}
-        atomic_files.write_json(folder / "manifest.json", manifest)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            run_id=name,
+            recipe=parent.name,
+            digest=digest,
+            replaced=list(overrides),
+            stages={},
+        )
+        atomic_files.write_json(folder / MANIFEST_FILE, manifest.to_json())
         (folder / "data").symlink_to(os.path.relpath(data, folder))
     return Run(parent / name)
 
@@ -155,7 +165,7 @@ def find_by_digest(parent: Path, digest: str) -> list[Run]:
     folders = sorted(
         (path.parent for path in parent.glob("*/manifest.json") if not path.parent.is_symlink()), reverse=True
     )
-    return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
+    return [run for run in map(Run, folders) if run.manifest.digest == digest]
 
 
 def find(parent: Path, run_id: str | None) -> Run:
@@ -204,11 +214,11 @@ def start_stage(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
 
 def record_fallback(run: Run, stage: str, message: str) -> None:
     """Record a deviation from the recipe."""
-    _update_stage(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), message]})
+    _update_stage(run, stage, {"fallbacks": [*run.stage(stage).fallbacks, message]})
 
 
 def end_stage(
-    run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: Any
+    run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: object
 ) -> None:
     """Record the final state of a stage, the hashes of its outputs, and its headline metrics."""
     hashes = {str(path.relative_to(run.folder)): atomic_files.sha256(path) for path in outputs}
@@ -278,18 +288,9 @@ def to_yaml(recipe: Recipe) -> str:
     return buffer.getvalue()
 
 
-def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest entry of a stage, marked as interrupted if it was running."""
-    if entry.get("state") != "running":
-        return entry
-    return entry | {"state": "interrupted", "exit_reason": UNRECORDED_EXIT}
-
-
-def _update_stage(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
+def _update_stage(run: Run, stage: str, changes: Mapping[str, object]) -> None:
     manifest = run.manifest
     if run.folder.resolve() in _locked_folders or not run.is_locked:
         # No other process works on the run, so other stages that are recorded as running were interrupted.
-        others = {name: _mark_interrupted(entry) for name, entry in manifest["stages"].items() if name != stage}
-        manifest["stages"].update(others)
-    manifest["stages"].setdefault(stage, {}).update(changes)
-    atomic_files.write_json(run.folder / "manifest.json", manifest)
+        manifest = manifest.mark_others_interrupted(stage)
+    atomic_files.write_json(run.folder / MANIFEST_FILE, manifest.update_stage(stage, changes).to_json())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from insource.config.recipe import Recipe
-from insource.system import atomic_files
+from insource.tracking.data_report import DataReport
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def read_teacher_share(recipe: Recipe, data: Path) -> TeacherShare | None:
     """Return the train labels of the recipe's teacher by data.json in `data`, None without a teacher."""
     if recipe.data.teacher is None:
         return None
-    report = atomic_files.read_json(data / "data.json")
-    teacher = report["teacher"]
+    report = DataReport.read(data)
+    teacher = report.teacher
+    assert teacher is not None, "data.json of a recipe with data.teacher has a teacher"
     return TeacherShare(
-        name=teacher["name"],
-        rows=teacher["written"],
-        train_rows=report["rows"]["written"]["train"],
-        stand_in=teacher["stand_in"],
-        soft_labels=recipe.train.soft_labels and teacher["has_probabilities"],
+        name=teacher.name,
+        rows=teacher.written,
+        train_rows=report.rows.written["train"],
+        stand_in=teacher.stand_in,
+        soft_labels=recipe.train.soft_labels and teacher.has_probabilities,
     )

@@ -7,12 +7,15 @@ With `privacy.data_may_leave: false` no text of the data, no label and no answer
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.tracking import wandb_logging
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import Disagreement, Scores
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MAX_DISAGREEMENTS = 100
 
@@ -37,13 +40,13 @@ def log_comparison(run: Run, recipe: Recipe, scores: Scores, disagreements: Sequ
     wandb_run.finish()
 
 
-def build_config(scores: Scores) -> dict[str, Any]:
+def build_config(scores: Scores) -> "dict[str, PretrainedConfig]":
     """Return the configuration of the W&B run: the plan, the training run's id and the hardware."""
     plan = {f"plan.{name}": value for name, value in (scores.plan.to_json() if scores.plan else {}).items()}
     return {"of_run": scores.run_id, "hardware": scores.hardware, **plan}
 
 
-def build_summary(scores: Scores) -> dict[str, Any]:
+def build_summary(scores: Scores) -> dict[str, object]:
     """Return the figures of the W&B summary, under the names that dashboard panels plot."""
     summary: dict[str, Any] = {"test/verdict": scores.verdict.choice}
     for name, system in scores.systems.items():
@@ -57,7 +60,7 @@ def build_summary(scores: Scores) -> dict[str, Any]:
     return summary
 
 
-def build_systems_table(scores: Scores) -> list[list[Any]]:
+def build_systems_table(scores: Scores) -> list[list[object]]:
     """Return a table with a row for each system and metric, header first."""
     rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
     for system in scores.systems.values():
@@ -67,14 +70,14 @@ def build_systems_table(scores: Scores) -> list[list[Any]]:
     return rows
 
 
-def build_differences_table(scores: Scores) -> list[list[Any]]:
+def build_differences_table(scores: Scores) -> list[list[object]]:
     """Return a table of the paired differences, header first."""
     names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
     entries = [comparison.to_json() for comparison in scores.comparisons]
     return [names, *([entry[name] for name in names] for entry in entries)]
 
 
-def build_monthly_cost_table(scores: Scores) -> list[list[Any]]:
+def build_monthly_cost_table(scores: Scores) -> list[list[object]]:
     """Return a table of monthly costs by volume, header first."""
     names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
     rows: list[list[Any]] = [["system", *names]]
@@ -83,7 +86,7 @@ def build_monthly_cost_table(scores: Scores) -> list[list[Any]]:
     return rows
 
 
-def build_disagreements_table(disagreements: Sequence[Disagreement]) -> list[list[Any]]:
+def build_disagreements_table(disagreements: Sequence[Disagreement]) -> list[list[object]]:
     """Return a table of the rows that two systems answer differently, header first; [[]] if there are none."""
     if not disagreements:
         return [[]]

@@ -17,11 +17,15 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.tracking import metrics
 from insource.tracking.run import Run
+
+if TYPE_CHECKING:
+    import wandb
+    from transformers import PretrainedConfig
 
 # Sections and keys of the recipe that may be in a run's configuration. No path, no host, no text of the data.
 LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -39,7 +43,7 @@ MAX_CONFUSIONS = 500
 MAX_PREDICTIONS = 100
 
 
-def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
+def build_config(recipe: Recipe, base_name: str) -> "dict[str, PretrainedConfig]":
     """Return the part of the recipe that may be sent.
 
     An empty tuple in LOGGED_CONFIG_KEYS permits the complete section. A base in a local folder is sent by its name
@@ -56,7 +60,7 @@ def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
     return {"model.base": Path(base_name).name if Path(base_name).is_absolute() else base_name, **allowed}
 
 
-def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "train") -> Any:
+def init_run(run: Run, recipe: Recipe, settings: Mapping[str, object], job: str = "train") -> "wandb.Run | None":
     """Return the W&B run of this run, named by its id and grouped by its recipe, or None if mode is off.
 
     A `job` other than training has a W&B run of its own in the same group. Mode auto is online if the machine is logged
@@ -122,19 +126,19 @@ def is_logged_in() -> bool:
     return any("wandb" in host for host in hosts)
 
 
-def log_row(wandb_run: Any, row: metrics.MetricRow) -> None:
+def log_row(wandb_run: "wandb.Run | None", row: metrics.MetricRow) -> None:
     """Log one row of metrics.jsonl, at its step. Steps that W&B has from before an interruption are skipped."""
     if wandb_run is not None and row["step"] >= wandb_run.step:
         wandb_run.log(dict(row), step=row["step"], commit=False)
 
 
-def replay_rows(wandb_run: Any, path: Path) -> None:
+def replay_rows(wandb_run: "wandb.Run | None", path: Path) -> None:
     """Log the rows of a metrics.jsonl that W&B lacks, before a run resumes."""
     for row in metrics.read_rows(path):
         log_row(wandb_run, row)
 
 
-def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+def log_predictions(wandb_run: "wandb.Run | None", recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
     """Log a table of at most 100 rows, wrong ones first, unless data may not leave.
 
     `rows` are {"id", "input", "target", "answer", "right", "log_probability"}, in any order. Wrong rows are sorted by
@@ -154,7 +158,9 @@ def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, 
     wandb_run.log({"validation/predictions": table}, commit=False)
 
 
-def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predicted: Sequence[str | None]) -> None:
+def log_confusion(
+    wandb_run: "wandb.Run | None", recipe: Recipe, targets: Sequence[str], predicted: Sequence[str | None]
+) -> None:
     """Log the confusions of labels, unless data may not leave: a matrix, and the pairs with the most rows.
 
     `predicted` are the predicted labels, None for an invalid answer. A matrix of 77 labels shows where to look; the
@@ -182,7 +188,7 @@ def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predic
     wandb_run.log({"validation/confusion_matrix": matrix, "validation/confusions": table}, commit=False)
 
 
-def log_image(wandb_run: Any, path: Path) -> None:
+def log_image(wandb_run: "wandb.Run | None", path: Path) -> None:
     """Log the learning curve (`learning_curve.draw`), if there is one."""
     if wandb_run is None or not path.exists():
         return
@@ -191,7 +197,9 @@ def log_image(wandb_run: Any, path: Path) -> None:
     wandb_run.log({path.stem: wandb.Image(str(path))}, commit=False)
 
 
-def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]) -> None:
+def finish_run(
+    wandb_run: "wandb.Run | None", run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]
+) -> None:
     """Log the headline metrics and the adapter, and close the run.
 
     The adapter's metadata has the digests of its data. If data may not leave, only the digests are sent.
@@ -229,7 +237,7 @@ def set_production_alias(run: Run, recipe: Recipe) -> None:
         print(f"W&B       the alias `production` was not moved: {error}", file=sys.stderr)
 
 
-def _table_cell(value: Any) -> Any:
+def _table_cell(value: Any) -> object:
     """Return a table cell: numbers and texts unchanged, a record as JSON."""
     return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
 

@@ -44,6 +44,6 @@ def identify_engine(served: ServedModel, plan: LaunchPlan) -> list[Any]:
     prompt, vllm_version = served.prompt, environment.read_vllm_version()
     weights = atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
     trained_base = launch_plan.find_trained_base(served, plan.serve)
-    base_identity = [prompt["base"], trained_base["digest"] if trained_base else "published"]
+    base_identity = [prompt.base.to_json(), trained_base.digest if trained_base else "published"]
     settings = [plan.dtype, plan.serve.max_model_len]
-    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm_version, *settings]
+    return [*base_identity, weights, prompt.chat_template_sha256, prompt.stop, vllm_version, *settings]

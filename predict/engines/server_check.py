@@ -78,15 +78,15 @@ def _served_variant(root: str, adapter: ServedModel) -> str | None:
 
 async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) -> str | None:
     prompt = adapter.prompt
-    if prompt.get("prompt_ids") is None:
+    if prompt.prompt_ids is None:
         return None
-    async with session.post("/tokenize", json={"model": adapter.name, "messages": prompt["messages"]}) as response:
+    async with session.post("/tokenize", json={"model": adapter.name, "messages": prompt.messages}) as response:
         payload = await response.json(content_type=None)
     if response.status != 200:
         raise StageError(
             f"BASE_URL: /tokenize answers {response.status}: {local_model.extract_message(payload)}", code="INS-P009"
         )
-    return None if payload["tokens"] == prompt["prompt_ids"] else "it reads other prompts than the run was trained on"
+    return None if payload["tokens"] == prompt.prompt_ids else "it reads other prompts than the run was trained on"
 
 
 async def _find_answer_mismatch(

@@ -6,11 +6,14 @@ out  id: double, tags: list<string>, note: string ("x", "3": values without a co
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from insource.tasks.task_kind import TaskKind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_FIELDS = 256
 """Maximum fields of an object. A larger one has data as keys, and is written as JSON."""
@@ -21,7 +24,7 @@ class ColumnTypes:
     """Column names in the order of first appearance, each with the narrowest type that fits all values."""
 
     def __init__(self) -> None:
-        self._types: dict[str, Any] = {}
+        self._types: dict[str, object] = {}
         """{column: Arrow type}; None if the values have no common type."""
 
     @property
@@ -36,19 +39,19 @@ class ColumnTypes:
             if with_types and previous is not None:
                 self._types[name] = _merge_types(previous, [row.get(name) for row in rows])
 
-    def arrow_type(self, name: str) -> Any:
+    def arrow_type(self, name: str) -> "pa.DataType":
         """Return the Arrow type of a column."""
         arrow_type = self._types[name]
         return pa.string() if arrow_type is None else _resolve_nulls(arrow_type)
 
-    def to_column_value(self, name: str, value: Any) -> Any:
+    def to_column_value(self, name: str, value: object) -> object:
         """Return a value as its column stores it: as JSON if the column's values have no common type."""
         if self._types[name] is None and value is not None and not isinstance(value, str):
             return json.dumps(value, ensure_ascii=False)
         return value
 
 
-def _merge_types(previous: Any, values: list[Any]) -> Any:
+def _merge_types(previous: object, values: list[object]) -> object:
     """Return the common type of values and of the previous ones; None if there is none."""
     try:
         schemas = [pa.schema([("value", arrow_type)]) for arrow_type in (previous, pa.array(values).type)]
@@ -58,7 +61,7 @@ def _merge_types(previous: Any, values: list[Any]) -> Any:
     return merged if 0 <= _count_fields(merged) <= MAX_FIELDS else None
 
 
-def _count_fields(arrow_type: Any) -> int:
+def _count_fields(arrow_type: "pa.DataType") -> int:
     """Return the number of values that a type holds.
 
     It is negative for an object without fields, which Parquet cannot store.
@@ -69,7 +72,7 @@ def _count_fields(arrow_type: Any) -> int:
     return sum(child_counts) if child_counts else 1
 
 
-def _resolve_nulls(arrow_type: Any) -> Any:
+def _resolve_nulls(arrow_type: "pa.DataType") -> object:
     """Return the type with string in place of every null type, which means that no value was seen."""
     if pa.types.is_null(arrow_type):
         return pa.string()
@@ -81,7 +84,7 @@ def _resolve_nulls(arrow_type: Any) -> Any:
     return arrow_type
 
 
-def to_arrow_array(values: Sequence[Any], arrow_type: Any) -> Any:
+def to_arrow_array(values: Sequence[object], arrow_type: "pa.DataType") -> Any:
     """Return values as an Arrow array of a type that fits all of them."""
     try:
         return pa.array(values, arrow_type)
@@ -89,7 +92,7 @@ def to_arrow_array(values: Sequence[Any], arrow_type: Any) -> Any:
         return pa.array([_convert_to_floats(value, arrow_type) for value in values], arrow_type)
 
 
-def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
+def _convert_to_floats(value: Any, arrow_type: "pa.DataType") -> object:
     if value is None:
         return None
     if pa.types.is_floating(arrow_type):
@@ -102,7 +105,7 @@ def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
     return value
 
 
-def answer_type(module: TaskKind, spec: Any) -> Any:
+def answer_type(module: TaskKind, spec: object) -> object:
     """Return the Arrow type of a task's answers: string, list of strings, or a struct by the JSON schema."""
     if module.IS_MULTILABEL:
         return pa.list_(pa.string())
@@ -110,7 +113,7 @@ def answer_type(module: TaskKind, spec: Any) -> Any:
     return _field_type({"type": "object", **fields}) if fields else pa.string()
 
 
-def _field_type(field: Mapping[str, Any]) -> Any:
+def _field_type(field: Mapping[str, Any]) -> object:
     declared = field.get("type", "string")
     declared_types = [declared] if isinstance(declared, str) else declared
     json_type = next((name for name in declared_types if name != "null"), "string")

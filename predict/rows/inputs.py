@@ -161,7 +161,7 @@ def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
         return InputRow(columns, refusal=f"unusable_input: {_redact_text(str(error), recipe)}")
 
 
-def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+def output_columns(values: Mapping[str, object], recipe: Recipe) -> Mapping[str, object]:
     """Return a row's columns as the output contains them, redacted by privacy.redact.
 
     Input columns get the placeholders that the model reads. All other columns get pseudonyms, so that ids still join.
@@ -177,7 +177,7 @@ def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, An
     }
 
 
-def _redact_value(value: Any, kinds: Collection[str], is_text: bool) -> Any:
+def _redact_value(value: object, kinds: Collection[str], is_text: bool) -> object:
     if isinstance(value, dict):
         return {
             redaction.pseudonymize(name, kinds) if isinstance(name, str) else name: _redact_value(item, kinds, is_text)
@@ -209,9 +209,9 @@ def iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[li
     return limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
 
 
-def _with_nested_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _with_nested_columns(values: Mapping[str, object], recipe: Recipe) -> dict[str, object]:
     return {**values, **dotted_paths.resolve_columns(values, [*input_columns(recipe).values()])}
 
 
-def _has_input_columns(columns: Mapping[str, Any], recipe: Recipe) -> bool:
+def _has_input_columns(columns: Mapping[str, object], recipe: Recipe) -> bool:
     return all(column in columns for column in input_columns(recipe).values())

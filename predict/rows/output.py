@@ -38,7 +38,7 @@ class Layout:
     input_types: ColumnTypes
     names: Mapping[str, str]
     """{prediction column: its name in this output}."""
-    answer_type: Any
+    answer_type: object
     """The Arrow type of answers."""
     labels: Sequence[str] = ()
     """The labels that have a probability."""
@@ -56,7 +56,7 @@ def output_format(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
-def make_layout(file_format: str, input_types: ColumnTypes, answer_type: Any, labels: Sequence[str]) -> Layout:
+def make_layout(file_format: str, input_types: ColumnTypes, answer_type: object, labels: Sequence[str]) -> Layout:
     """Return the layout of an output with these input columns.
 
     Raise RecipeError if column names clash even with COLUMN_PREFIX.
@@ -71,7 +71,7 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer_type: Any, la
     return Layout(file_format, input_types, names, answer_type, labels)
 
 
-def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, object], Prediction]]) -> None:
     """Write rows to a temporary file, flush it to disk and rename it to `path`."""
     temp_path = path.with_name(f".{path.name}")
     if layout.format == "parquet":
@@ -119,11 +119,11 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]:
+def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, object]:
     return {name: getattr(prediction, column) for column, name in layout.names.items()}
 
 
-def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, object], Prediction]]) -> Iterator[str]:
     """Yield the rows as lines of CSV or JSON."""
     if layout.format == "csv":
         for columns, prediction in rows:
@@ -140,7 +140,7 @@ def _csv_text(rows: Sequence[Sequence[str]]) -> str:
     return buffer.getvalue()
 
 
-def csv_cell(value: Any) -> str:
+def csv_cell(value: object) -> str:
     """Return a value as the text of a cell: missing values are empty, lists, objects and booleans are JSON."""
     if value is None:
         return ""
@@ -159,7 +159,7 @@ def _arrow_schema(layout: Layout) -> Any:
     return pa.schema([*input_fields, *prediction_fields])
 
 
-def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, object], Prediction]]) -> None:
     schema = _arrow_schema(layout)
     values = {
         name: [layout.input_types.to_column_value(name, columns.get(name)) for columns, _ in rows]

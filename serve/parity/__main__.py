@@ -32,7 +32,7 @@ class ParityRun:
 
     result: ParityResult
     start_seconds: float
-    concurrency_variation: Sequence[dict[str, Any]]
+    concurrency_variation: Sequence[dict[str, object]]
     """One record for each other concurrency: the number of answers that change when the rows are sent again."""
 
 
@@ -128,7 +128,9 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     return ParityRun(result, seconds, variation)
 
 
-def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: StructuredOutput) -> list[dict[str, Any]]:
+def measure_concurrency_variation(
+    probe: ParityProbe, address: Address, mode: StructuredOutput
+) -> list[dict[str, object]]:
     """Return for each concurrency how many answers differ from those of sequential requests."""
     probe = probe.head(check.SECONDARY_ROWS)
     answers = {

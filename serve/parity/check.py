@@ -12,10 +12,10 @@ Before both, the server must read the token ids that were used in training.
 """
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from insource.backends.client import complete_all
 from insource.backends.types import Backend, Completion, Constraint, Request, StructuredOutput
@@ -25,8 +25,11 @@ from insource.config.schema.serving_and_cost import Parity, Serve
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Conclusion, PairedDifference
 from insource.system import atomic_files
-from insource.tasks import load_task_spec, references
+from insource.tasks import references
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
+from insource.tracking.prompt_spec import PromptSpec
+from insource.tracking.reference_row import ReferenceRow, read_references
 from serve.parity import reference_check
 from serve.vllm import client
 from serve.vllm.launch_plan import MAX_ROUNDING_FRACTION, ServedModel, has_trained_weights, rounding_tolerance
@@ -43,10 +46,10 @@ class ParityProbe:
     """Validation rows with their reference answers, and the model that they are sent to."""
 
     served: ServedModel
-    prompt: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    training_references: Sequence[Mapping[str, Any]]
-    """Lines of reference.jsonl: the answers of the trained weights."""
+    prompt: PromptSpec
+    rows: Rows
+    training_references: Sequence[ReferenceRow]
+    """The answers of the trained weights."""
     same_weights: bool
     """True if the served variant has the trained weights and must give the same answers."""
     rounding: float = 0.0
@@ -59,16 +62,16 @@ class ParityProbe:
     @property
     def metric(self) -> str:
         """Metric that rows are scored by: the task's first one that is a mean over rows."""
-        return ROW_METRICS[self.prompt["task"]["kind"]]
+        return ROW_METRICS[self.prompt.kind]
 
     def parse(self, text: str, complete: bool = True) -> ParsedAnswer:
         """Parse an answer by the task's rules. An incomplete answer is invalid."""
-        module, spec = load_task_spec(self.prompt["task"])
+        module, spec = self.prompt.load_task()
         return module.parse(spec, text) if complete else ParsedAnswer(None, TRUNCATED)
 
-    def score(self, row: Mapping[str, Any], parsed: ParsedAnswer) -> float:
+    def score(self, row: DataRow, parsed: ParsedAnswer) -> float:
         """Return the score of one answer. The task's metric is the mean of these scores."""
-        module, spec = load_task_spec(self.prompt["task"])
+        module, spec = self.prompt.load_task()
         return float(
             module.score(spec, references.select_targets(module, spec, [row], [parsed]), [parsed])[self.metric]
         )
@@ -173,9 +176,9 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     served.run.check_references(served.prompt)
     reference_answers = _read_references(served.run.references_path, n_rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
-    if missing := [reference["id"] for reference in reference_answers if reference["id"] not in by_id]:
+    if missing := [reference.id for reference in reference_answers if reference.id not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers", code="INS-E011")
-    reference_rows = [by_id[reference["id"]] for reference in reference_answers]
+    reference_rows = [by_id[reference.id] for reference in reference_answers]
     return ParityProbe(
         served,
         served.prompt,
@@ -189,9 +192,9 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
 def list_constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
     """Return the possible output constraints, first the deciding one: the constraint that the recipe serves with."""
     modes: list[StructuredOutput] = ["none"]
-    if (probe.prompt["output_schema"] or {}).get("type") == "object":
+    if (probe.prompt.output_schema or {}).get("type") == "object":
         modes.insert(0, "json_schema")
-    if probe.prompt["grammar"]:
+    if probe.prompt.grammar:
         modes.insert(0 if serve.structured_output else 1, "grammar")
     return modes
 
@@ -210,9 +213,9 @@ def run_parity(
     """
     prompt_ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
     mismatches = [
-        (reference["id"], reference["prompt_ids"], actual)
+        (reference.id, reference.prompt_ids, actual)
         for reference, actual in zip(probe.training_references, prompt_ids, strict=True)
-        if reference["prompt_ids"] != actual
+        if reference.prompt_ids != actual
     ]
     primary_replies = (
         cached if cached is not None else query_rows(probe, build_backend(probe, address, api_key, modes[0]))
@@ -266,30 +269,30 @@ def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
 
 def build_requests(probe: ParityProbe) -> list[Request]:
     """Return the request of each row."""
-    constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
+    constraint = Constraint(probe.prompt.grammar, probe.prompt.output_schema)
     return [
-        Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
+        Request(row["id"], messages, probe.prompt.max_answer_tokens, constraint)
         for row, messages in zip(probe.rows, build_conversations(probe), strict=True)
     ]
 
 
 def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
     """Return the messages of each row, without the answer."""
-    module, spec = load_task_spec(probe.prompt["task"])
+    module, spec = probe.prompt.load_task()
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
 
-def _read_references(path: Path, n_rows: int) -> list[dict[str, Any]]:
+def _read_references(path: Path, n_rows: int) -> list[ReferenceRow]:
     if not path.is_file():
         raise StageError(f"there is no {path}, which the parity check needs; train again (FRESH=1)", code="INS-E011")
-    return list(atomic_files.read_jsonl(path))[:n_rows]
+    return list(itertools.islice(read_references(path), n_rows))
 
 
 def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameWeightsAgreement:
     differing = [
-        Mismatch(expected["id"], expected["answer"], answer.output, expected["margin"])
+        Mismatch(expected.id, expected.answer, answer.output, expected.margin)
         for expected, answer in zip(probe.training_references, answers, strict=True)
-        if expected["answer"] != answer.output
+        if expected.answer != answer.output
     ]
     close = [mismatch for mismatch in differing if mismatch.margin is not None and mismatch.margin < probe.rounding]
     # The margin is the smallest of an answer's tokens, and nearly every long answer has a small one.
@@ -312,7 +315,7 @@ def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion])
         probe.score(row, parsed) for row, parsed in zip(probe.rows, _parse_answers(probe, answers), strict=True)
     ]
     trained_scores = [
-        probe.score(row, probe.parse(reference["answer"]))
+        probe.score(row, probe.parse(reference.answer))
         for row, reference in zip(probe.rows, probe.training_references, strict=True)
     ]
     served, trained = metric_stats.mean_metric(served_scores), metric_stats.mean_metric(trained_scores)

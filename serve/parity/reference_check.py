@@ -4,12 +4,14 @@ Answers are requested by token ids. Prompt ids are compared on the messages of p
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import StageError
-from insource.system import atomic_files
+from insource.tracking.prompt_spec import PromptSpec
+from insource.tracking.reference_row import ReferenceRow, read_references
 from serve.vllm import client
 from serve.vllm.launch_plan import MAX_ROUNDING_FRACTION, ServedModel
 from serve.vllm.server_process import Address
@@ -38,17 +40,13 @@ def measure_agreement(
     return compute_agreement(references, answers, rounding)
 
 
-def compute_agreement(references: Sequence[Mapping[str, Any]], answers: Sequence[str], rounding: float) -> float:
+def compute_agreement(references: Sequence[ReferenceRow], answers: Sequence[str], rounding: float) -> float:
     """Return the fraction of answers that equal their reference.
 
     A different answer counts as equal if its margin is below `rounding`, unless there are too many for rounding.
     """
-    differing = [
-        reference for reference, answer in zip(references, answers, strict=True) if answer != reference["answer"]
-    ]
-    close = [
-        reference for reference in differing if reference.get("margin") is not None and reference["margin"] < rounding
-    ]
+    differing = [reference for reference, answer in zip(references, answers, strict=True) if answer != reference.answer]
+    close = [reference for reference in differing if reference.margin is not None and reference.margin < rounding]
     excused = len(close) if len(close) <= MAX_ROUNDING_FRACTION * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
 
@@ -59,10 +57,10 @@ def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_k
     Adapters of an earlier version of this project have no ids to compare and return None. Raise StageError if the
     server rejects a request.
     """
-    expected = served.prompt.get("prompt_ids")
+    expected = served.prompt.prompt_ids
     if expected is None:
         return None
-    (actual,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt["messages"]]))
+    (actual,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt.messages]))
     return describe_token_difference(served, name, address, api_key, expected, actual)
 
 
@@ -90,31 +88,31 @@ def describe_token_difference(
     )
 
 
-def load_references(path: Path) -> list[dict[str, Any]]:
+def load_references(path: Path) -> list[ReferenceRow]:
     """Return the first REFERENCE_ROWS reference answers."""
-    return [reference for reference, _ in zip(atomic_files.read_jsonl(path), range(REFERENCE_ROWS), strict=False)]
+    return list(itertools.islice(read_references(path), REFERENCE_ROWS))
 
 
 async def _query(
-    references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
+    references: Sequence[ReferenceRow], prompt: PromptSpec, name: str, address: Address, api_key: str | None
 ) -> list[str]:
     async with client.open_session(address, api_key) as session:
         return await query_references(session, references, prompt, name)
 
 
 async def query_references(
-    session: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
+    session: "ClientSession", references: Sequence[ReferenceRow], prompt: PromptSpec, name: str
 ) -> list[str]:
     """Return the server's answers to the prompts of reference answers. Raise StageError if it rejects one."""
     return await asyncio.gather(
-        *(_query_prompt(session, reference["prompt_ids"], prompt, name) for reference in references)
+        *(_query_prompt(session, reference.prompt_ids, prompt, name) for reference in references)
     )
 
 
-async def _query_prompt(session: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
-    body: dict[str, Any] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt["max_answer_tokens"]}
-    if prompt["grammar"]:
-        body["structured_outputs"] = {"grammar": prompt["grammar"]}
+async def _query_prompt(session: "ClientSession", prompt_ids: list[int], prompt: PromptSpec, name: str) -> str:
+    body: dict[str, object] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt.max_answer_tokens}
+    if prompt.grammar:
+        body["structured_outputs"] = {"grammar": prompt.grammar}
     async with session.post("/v1/completions", json=body) as response:
         if response.status != 200:
             raise StageError(

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from insource.config import base_models
 from insource.config.base_models import POCKET
@@ -21,6 +20,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import PROMPT_FILE, PromptSpec, TrainedBase
 from insource.tracking.run import Run
 from serve import artifact_checks
 from serve.vllm.server_process import Address, LaunchPlan
@@ -51,9 +51,9 @@ class ServedModel:
         return self.run.folder / self.variant
 
     @property
-    def prompt(self) -> dict[str, Any]:
+    def prompt(self) -> PromptSpec:
         """Contents of prompt.json: messages, constraint, labels and base of the task."""
-        return atomic_files.read_json(self.folder / "prompt.json")  # type: ignore[no-any-return]
+        return PromptSpec.read(self.folder)
 
 
 def available_variants(run: Run, recipe: Recipe) -> list[str]:
@@ -111,9 +111,9 @@ def rounding_tolerance(served: ServedModel, serve: Serve) -> float:
     return max(ROUNDING_BY_DTYPE[served_dtype], ROUNDING_BY_DTYPE[trained_dtype])
 
 
-def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | None:
+def find_trained_base(served: ServedModel, serve: Serve) -> TrainedBase | None:
     """Return the record of the base as it was in training, None if the published base is served."""
-    return base_store.get_trained_record(served.prompt) if serve.base == "trained" else None
+    return served.prompt.base.trained if serve.base == "trained" else None
 
 
 def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
@@ -127,7 +127,7 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
         details = ", ".join(f"{served_model.name}: {served_model.recipe.model.base}" for served_model in served)
         problems.append(f"recipes that share a server must have the same base; {details}")
     prompts = [served_model.prompt for served_model in served] if not problems else []
-    if len({(prompt["chat_template_sha256"], prompt.get("stop")) for prompt in prompts}) > 1:
+    if len({(prompt.chat_template_sha256, prompt.stop) for prompt in prompts}) > 1:
         problems.append(
             "recipes that share a server must have the same chat template and stop token; these have different ones"
         )
@@ -175,7 +175,7 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
     Raise RecipeError if the run was trained on a folder that does not exist (another machine, an emptied cache).
     """
     if record := find_trained_base(served, serve):
-        return str(base_store.store_path(served.run.folder) / record["digest"]), None
+        return str(base_store.store_path(served.run.folder) / record.digest), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
         hint = ""
         if folder.parent.name == base_store.BASES_FOLDER:
@@ -185,25 +185,23 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
         raise RecipeError(
             f"model.base: {served.name} was trained on {folder}, and there is no such folder{hint}", code="INS-E003"
         )
-    return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
+    return served.recipe.model.base, served.recipe.model.revision or served.prompt.base.commit
 
 
 def find_adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     """Return the problems that prevent serving an adapter on its base, each with its fix."""
-    if not (served.folder / "prompt.json").is_file():
+    if not (served.folder / PROMPT_FILE).is_file():
         return artifact_checks.check_adapter(served.folder, None, {})
     record = find_trained_base(served, serve)
     if record is None:
-        return artifact_checks.check_adapter(
-            served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {}
-        )
-    path = base_store.find(served.run.folder, record["digest"])
+        return artifact_checks.check_adapter(served.folder, base_folder(served.recipe), served.prompt.base.sha256 or {})
+    path = base_store.find(served.run.folder, record.digest)
     if path is None:
         return [
-            f"there is no {base_store.store_path(served.run.folder) / record['digest']}, the base that the adapter was "
+            f"there is no {base_store.store_path(served.run.folder) / record.digest}, the base that the adapter was "
             "trained on; `make export` writes it again, or take SET=serve.base=published"
         ]
-    return artifact_checks.check_adapter(served.folder, path, record["sha256"])
+    return artifact_checks.check_adapter(served.folder, path, record.sha256)
 
 
 def _find_problems(served: ServedModel, serve: Serve) -> list[str]:
@@ -228,15 +226,15 @@ def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
         return f"{served.variant} was made of another adapter than the run has now; `make export` writes it again"
     record, export_base = find_trained_base(served, serve), export.get("base", "published")
-    if export_base == (record["digest"] if record else "published"):
+    if export_base == (record.digest if record else "published"):
         return None
     display = "the published base" if export_base == "published" else "the base as it was trained on"
     return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` writes it again"
 
 
-def base_name(prompt: Mapping[str, Any]) -> str:
+def base_name(prompt: PromptSpec) -> str:
     """Return the name of the base in requests. For a folder it is the last part of the path."""
-    name = str(prompt["base"]["name"])
+    name = prompt.base.name
     return Path(name).name if Path(name).is_absolute() else name
 
 

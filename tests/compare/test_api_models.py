@@ -46,7 +46,7 @@ def make_context(tmp_path: Path, tokenizer: Any) -> Made:
         spec = TASKS["classification"].make_spec(recipe.task, dict.fromkeys(LABELS, ""))
         atomic_files.write_json(
             created_run.folder / "adapter" / "prompt.json",
-            adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16),
+            adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16).to_json(),
         )
         return ComparisonContext(created_run, "classifier", modified, eval_dataset.load_test_dataset(created_run))
 

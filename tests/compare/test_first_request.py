@@ -18,7 +18,7 @@ from compare.systems.responses import ComparisonContext
 from insource.backends import failures
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
-from insource.system import atomic_files
+from insource.tracking.data_report import RowCounts
 from tests.helpers import example_scores
 from tests.helpers.api_comparison import (
     list_api_systems,
@@ -29,6 +29,7 @@ from tests.helpers.api_comparison import (
     redirect_sdks,
     run_comparison,
 )
+from tests.helpers.data_reports import write_data_report
 from tests.helpers.errors import raises_error
 from tests.helpers.example_scores import API_MODEL
 from tests.helpers.provider.faulty_provider import Provider
@@ -206,7 +207,8 @@ def test_the_dry_run_shows_the_body_and_sends_nothing(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    atomic_files.write_json(context.run.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
+    rows = RowCounts(read=10, written={"test": 10}, rejected={}, dropped={})
+    write_data_report(context.run.folder / "data", rows=rows)
     output = "\n".join(estimate.cost_estimate_lines(context.run, context.recipe, list_api_systems(context)))
     assert not provider.requests and "train 0" in output and "test 0" not in output
     bodies = [json.loads(text) for text in re.findall(r"^\{.*?^\}", output, re.MULTILINE | re.DOTALL)]

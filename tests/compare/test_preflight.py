@@ -125,4 +125,4 @@ def test_a_comparison_that_cannot_end_does_not_begin(make_context: Made, options
         and "Traceback" not in completed.stderr
     )
     assert not provider.attempts
-    assert not (trained_run.folder.parent / "ledger.jsonl").exists() and trained_run.stage("compare") == {}
+    assert not (trained_run.folder.parent / "ledger.jsonl").exists() and trained_run.stage("compare").state is None

@@ -67,7 +67,7 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     answer_tokens = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
     prompt = adapter.build_prompt_spec(loaded.recipe, Rendering(tokenizer), spec, answer_tokens)
     (trained_run.folder / "adapter").mkdir()
-    atomic_files.write_json(trained_run.folder / "adapter" / "prompt.json", prompt)
+    atomic_files.write_json(trained_run.folder / "adapter" / "prompt.json", prompt.to_json())
     return trained_run, loaded.recipe
 
 

@@ -13,6 +13,7 @@ from data_prep.rows.row_filter import RowFilter
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.errors import raises_error
@@ -49,7 +50,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     splits, report = prepare_data(tmp_path, f"{{source: {{path: rows.csv}}, where: {condition}}}")
     assert (report["rows"]["read"], report["rows"]["filtered"], report["rows"]["rejected"]) == (160, 40, {})
     assert sum(map(len, splits.values())) + sum(report["rows"]["dropped"].values()) == 120
-    assert "40 rows are not those that data.where asks for" in console.format_summary(report, "prepared")
+    assert "40 rows do not match data.where" in console.format_summary(DataReport(**report), "prepared")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
     write_rows(tmp_path / "rows.jsonl", rows)
     condition = "{status: [closed, sovled, null], done: [true, false]}"
     _, report = prepare_data(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {condition}}}")
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in summary
     assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in summary
     assert "data.where.done" not in summary
@@ -135,7 +136,7 @@ def test_rare_labels_leave_or_become_one(tmp_path: Path, action: str, labels: se
     splits, report = prepare_data(tmp_path, f"{{source: {{path: rows.jsonl}}, rare_labels: {settings}}}")
     assert set(report["labels"]) == labels
     assert {row["target"] for name in SPLITS for row in splits[name]} == labels
-    assert "2 labels of fewer than 10 rows, 9 rows in all" in console.format_summary(report, "prepared")
+    assert "2 labels of fewer than 10 rows, 9 rows in all" in console.format_summary(DataReport(**report), "prepared")
     if action == "drop":
         assert report["rows"]["dropped"]["rare_label"] == 9
     else:

@@ -17,6 +17,7 @@ from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import classification
 from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.errors import raises_error
 from train.evaluate import validation
@@ -69,7 +70,7 @@ def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path,
     for path in ("in", "in/**/*.jsonl"):
         splits, report = prepare_data(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[120:]}
-        assert "given splits are kept" in console.format_summary(report, "prepared")
+        assert "given splits are kept" in console.format_summary(DataReport(**report), "prepared")
 
 
 def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_both_choices(tmp_path: Path) -> None:
@@ -92,7 +93,9 @@ def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp
     assert "eval.jsonl (held out)" in str(error.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
     _, report = prepare_data(tmp_path, "{source: {path: in}}")
-    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.format_summary(report, "prepared")
+    assert "train.jsonl, validation.jsonl are mixed, and split again" in console.format_summary(
+        DataReport(**report), "prepared"
+    )
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git/objects", "__MACOSX", "_delta_log"])
@@ -103,7 +106,7 @@ def test_copies_in_hidden_folders_are_not_read_and_named(tmp_path: Path, hidden:
         _, report = prepare_data(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert report["rows"]["read"] == 80
         assert hidden.split("/")[0] in " ".join(report["left_out"])
-        assert hidden.split("/")[0] in console.format_summary(report, "prepared")
+        assert hidden.split("/")[0] in console.format_summary(DataReport(**report), "prepared")
 
 
 def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_out(tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_o
     assert report["straddling"] == {"group_in_test": len(shared_rows)}
     assert len(shared_rows) > 10
     assert f"{len(shared_rows)} train rows share their group with given test rows (kept" in console.format_summary(
-        report, "x"
+        DataReport(**report), "x"
     )
     splits, report = prepare_data(tmp_path, data, "classification", "data.split.straddling=drop")
     assert report["rows"]["dropped"]["group_in_test"] == len(shared_rows)
@@ -127,7 +130,7 @@ def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", labelled_rows(200)[160:])
     _, report = prepare_data(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
     assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.format_summary(
-        report, "x"
+        DataReport(**report), "x"
     )
 
 
@@ -438,7 +441,7 @@ def test_doubts_are_kept_back_where_the_model_itself_knows_nothing(tmp_path: Pat
     _, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}}")
     assert report["suspects"]["found"] == 0
     assert "no better than chance" in report["suspects"]["why_none"]
-    assert "no better than chance" in console.format_summary(report, "x")
+    assert "no better than chance" in console.format_summary(DataReport(**report), "x")
 
 
 def test_plain_labels_of_chinese_texts_are_not_doubted(tmp_path: Path) -> None:

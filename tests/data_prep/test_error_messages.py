@@ -15,6 +15,7 @@ from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.errors import raises_error
@@ -259,13 +260,13 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     assert max_lengths["train"] > 1000 < max_lengths["test"]
     served = report["tokens"]["served"]
     assert served["test_rows_that_do_not_fit"] == sum(len(row["input"]["text"]) > 1000 for row in splits["test"])
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in summary
     assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in summary
     n_long = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
     assert (
         f"{n_long} train rows are more than serve.max_model_len" in summary
-        and "learnt, though a served model" in summary
+        and "trained on, but not servable" in summary
     )
 
 
@@ -288,12 +289,14 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
     splits, report = prepare_data(tmp_path, data, "classification", f"model.base={base}")
     assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
-    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.format_summary(report, "x")
+    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.format_summary(
+        DataReport(**report), "x"
+    )
     # train.max_length is more, and yet nothing can be learnt of what is not looked at.
     assert max(len(row["input"]["text"]) for row in splits["train"]) < 100
     assert report["rows"]["dropped"]["too_long_for_base"] > 10 and report["tokens"]["max_length"] > 1000
     assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.format_summary(
-        report, "x"
+        DataReport(**report), "x"
     )
     with raises_error(
         RecipeError, "INS-D031", match=r"train rows are longer than what model.base can look at \(300 tokens\)"

@@ -21,6 +21,7 @@ from insource.tasks import classification
 from insource.text import labels
 from insource.text.labels import clean_label, find_label, label_identity, map_spellings
 from insource.text.text_keys import label_key
+from insource.tracking.data_report import DataReport
 from tests.helpers.errors import raises_error
 
 WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lotus maple nectar onyx pearl"
@@ -120,7 +121,7 @@ def test_what_is_merged_is_shown_with_every_spelling_and_its_rows(tmp_path: Path
     rows = [(text, spellings[n % 5] if n % 2 else "other") for n, text in enumerate(distinct_texts(200))]
     splits, report = prepare_data(make_recipe(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == {"late", "other"}
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "label 'late' in 3 spellings: 'late' 60, 'LATE' 20, 'Late<U+200B>' 20" in summary
     assert "data.normalize_labels=false" in summary
     assert {row["original_target"] for row in splits["train"] if "original_target" in row} == {"LATE", "Late\u200b"}
@@ -144,7 +145,7 @@ def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_pa
     for name in SPLITS:
         assert sum(counts[name] for counts in report["labels"].values()) == report["rows"]["written"][name]
     # Every row of this label is contradicted: a listed one is told of, one that was found is refused.
-    assert "label '1': 30 rows, none left in train" in console.format_summary(report, "x")
+    assert "label '1': 30 rows, none left in train" in console.format_summary(DataReport(**report), "x")
     with raises_error(RecipeError, "INS-D026", match=r"'1': 30 rows, none left in train \(.*conflict"):
         prepare_data(make_recipe(tmp_path, rows), tmp_path / "found")
 

@@ -19,6 +19,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
+from insource.tracking.data_report import DataReport
 
 HEADER = ("label_row_id", "text", "queue", "suggested_queue", "suggestion_confidence")
 TOPICS = {"late": "my parcel is late again number", "lost": "I cannot find the item any more since day"}
@@ -96,7 +97,7 @@ def test_labelled_rows_go_to_train_and_empty_ones_are_skipped_and_counted(tmp_pa
     assert counts["unlabelled"] == 10
     assert report["provenance"]["human_suggested"] == {"train": 50, "validation": 0, "calibration": 0, "test": 0}
     assert report["provenance"]["human"]["train"] == len(added) - 50
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "round-1.csv: 50 of 60 rows are labelled, 10 are empty and skipped" in summary
     assert "labelled with a suggestion in view 50" in summary
 
@@ -138,7 +139,7 @@ def test_a_group_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     splits, report = prepare_data(recipe, tmp_path / "runs")
     assert [row["group"] for row in splits["train"] if "provenance" in row] == [trained, None]
     assert report["rows"]["dropped"]["group_in_test"] == 1
-    assert "1 rows of a group that is held out" in console.format_summary(report, "prepared")
+    assert "1 rows of a group that is held out" in console.format_summary(DataReport(**report), "prepared")
 
 
 def test_a_labelled_row_that_repeats_a_test_row_is_dropped(tmp_path: Path) -> None:

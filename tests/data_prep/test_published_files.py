@@ -12,6 +12,7 @@ from data_prep.readers.sources import parse_split_name
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.schema.source import SPLITS
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_data_faults import write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data, write_csv
@@ -51,7 +52,7 @@ def test_clinc150_splits_and_rows_as_arrays_of_one_file(tmp_path: Path) -> None:
     assert {row["input"]["text"] for row in splits["test"]} == {text for text, _ in rows[150:]}
     assert len(splits["validation"]) == 40
     assert report["left_out"] == ["data_full.json/domains"]
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "data_full.json/oos_test is test" in summary
     assert "not read, as they are hidden or of no known kind or split: data_full.json/domains" in summary
 
@@ -62,7 +63,7 @@ def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as
     splits, report = prepare_files(tmp_path, "{source: {paths: [data_full.json]}, deduplicate: {near: 1}}")
     assert report["rows"]["read"] == 210 == len(texts_with_targets(splits))
     assert {row["input"]["text"] for row in splits["test"]} != {row["text"] for row in rows[150:]}
-    assert "are mixed, and split anew" in console.format_summary(report, "prepared")
+    assert "are mixed, and split again" in console.format_summary(DataReport(**report), "prepared")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -133,7 +134,7 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     assert all((row["target"], row["references"]) == ("One asks.", ["Another asks.", "Someone asks."])
                for row in splits["test"])  # fmt: skip
     assert not any("references" in row for row in splits["train"])
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert (
         "dialogsum.train.jsonl has no column 'summary1' and 'summary2' and 'summary3': its answers are the" in summary
     )
@@ -182,7 +183,7 @@ def test_jigsaw_a_column_for_each_label(tmp_path: Path) -> None:
               for text, row_marks in zip(distinct_texts(120), marks, strict=True)}  # fmt: skip
     assert {text: {*target} for text, target in _targets(splits)} == expected
     assert report["labels_per_row"]["may_be_empty"]
-    assert "column 'threat' marks no row: it is no label" in console.format_summary(report, "prepared")
+    assert "column 'threat' marks no row: it is no label" in console.format_summary(DataReport(**report), "prepared")
 
 
 def _targets(splits: Splits) -> list[tuple[str, list[str]]]:
@@ -347,7 +348,7 @@ def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Pat
     _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert set(report["labels"]) == {"new york", "paris"}
     assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spellings[:4], 30)
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in summary
     # What all rows have at their edges is no other spelling.
     write_rows(
@@ -355,7 +356,9 @@ def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Pat
         [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(distinct_texts(150))],
     )
     _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
-    assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.format_summary(report, "prepared")
+    assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.format_summary(
+        DataReport(**report), "prepared"
+    )
 
 
 def test_times_of_another_form_with_a_zone_are_read_by_their_format(tmp_path: Path) -> None:
@@ -384,7 +387,7 @@ def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refus
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "total"), *rows])
     settings = "split: {stratify: null}, deduplicate: {near: 1}"
     _, report = prepare_files(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in summary
     assert "field total" not in summary
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])

@@ -22,6 +22,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.tasks.words import is_inside_word, join_tokens
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_data_faults import write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data
@@ -98,7 +99,7 @@ def test_restaurant8k_places_in_the_text_are_the_values(tmp_path: Path) -> None:
     assert targets_by_text(splits) == expected
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 150
     assert report["fields"]["time"]["train"] == {"absent": 22, "verbatim": 88}
-    assert "inside a word" not in console.format_summary(report, "prepared")
+    assert "inside a word" not in console.format_summary(DataReport(**report), "prepared")
 
 
 def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Pa
     assert targets_by_text(splits) != expected
     assert report["fields"]["time"]["train"]["cut"] == 88
     assert "field time: in 120 rows its place begins or ends inside a word" in console.format_summary(
-        report, "prepared"
+        DataReport(**report), "prepared"
     )
     assert "inside a word" in next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
     splits, report = prepare_slots(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}, end_inclusive: true}}}}")

@@ -22,6 +22,7 @@ from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.source import SPLITS, Source
+from insource.tracking.data_report import DataReport
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.errors import raises_error
@@ -226,7 +227,7 @@ def test_a_folder_of_documents_is_labelled_by_its_folders(tmp_path: Path) -> Non
     assert {row["input"]["text"] for row in rows} == set(review_texts)
     assert {row["id"].split("/")[0]: row["target"] for row in rows} == {"pos": "pos", "neg": "neg"}
     assert report["left_out"] == ["README.txt"]
-    assert "README.txt" in console.format_summary(report, "prepared")
+    assert "README.txt" in console.format_summary(DataReport(**report), "prepared")
     assert [(entry["file"], entry["rows_read"]) for entry in report["sources"]] == [("neg", 30), ("pos", 30)]
 
 

@@ -28,6 +28,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import Deduplicate
 from insource.system import atomic_files
 from insource.text.text_keys import clean, duplicate_key
+from insource.tracking.data_report import DataReport
 from tests.conftest import ROOT, Command
 from tests.helpers.provider.faulty_provider import ROW_ERROR, Provider
 from tests.helpers.provider.provider_answers import stable_number
@@ -148,7 +149,7 @@ def test_labels_of_a_teacher_are_in_train_and_change_no_other_row(recipe_path: P
     assert teacher["written"] == 60 and teacher["stand_in"] and teacher["rows"]["labelled"] == 60
     assert report["rows"]["written"]["train"] == len(people_rows) + 60
     assert 0 < teacher["spent_usd"] <= teacher["budget_usd"]
-    notes = "\n".join(console.format_notes(report))
+    notes = "\n".join(console.format_notes(DataReport(**report)))
     assert "60 train labels are those of the teacher openai:gpt-6-luna:decisions (a stand-in on this machine)" in notes
 
 
@@ -244,7 +245,7 @@ def test_answers_that_are_no_labels_are_counted_and_left_out(recipe_path: Path, 
     assert 0 < len(refused) < 60 and report["teacher"]["rows"]["left_out"] == {"refused": len(refused)}
     assert {row["input"]["text"] for row in by_teacher(splits["train"])} == {*sent_texts(provider)} - refused
     note = f"{len(refused)} left out (refused {len(refused)})"
-    assert note in "\n".join(console.format_notes(report))
+    assert note in "\n".join(console.format_notes(DataReport(**report)))
     # The stand-in has a probability of 0.9 in every answer.
     splits, report, _ = prepare_data(recipe_path, "data.teacher.min_confidence=0.95")
     assert report["teacher"]["rows"]["left_out"] == {"low_confidence": 60 - len(refused), "refused": len(refused)}

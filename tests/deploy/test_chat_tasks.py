@@ -54,8 +54,8 @@ def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> 
             dataset = router.task.dataset
             assert path == "/v1/chat/completions" and body["model"] == "router@v1" and body["temperature"] == 0
             assert body["messages"] == dataset.task.messages(dataset.spec, {"text": "my parcel\nis late"})
-            assert body["structured_outputs"] == {"grammar": dataset.prompt["grammar"]}
-            assert body["max_completion_tokens"] == dataset.prompt["max_answer_tokens"]
+            assert body["structured_outputs"] == {"grammar": dataset.prompt.grammar}
+            assert body["max_completion_tokens"] == dataset.prompt.max_answer_tokens
 
     run(scenario)
 

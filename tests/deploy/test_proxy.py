@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
                 (b"{}", 400),
                 (b'{"model": "classifier@v1"}', 404),
                 (b'{"model": "pocket/model"}', 404),
-                (b" " * (proxy.MAX_BODY_BYTES + 1), 413),
+                (b" " * (Limits().body_kib * 2**10 + 1), 413),
             ):
                 response = await client.post("/v1/messages", data=io.BytesIO(body))
                 assert response.status == status, body[:20]

@@ -37,9 +37,8 @@ def make_trained_run(tmp_path: Path) -> Callable[[str], Run]:
         (created_run.folder / REFERENCES_FILE).write_text(f"a row that {weights} answers", encoding="utf-8")
         references = {"rows": 1, "sha256": atomic_files.sha256(created_run.folder / REFERENCES_FILE)}
         base = {"name": "some/model", "commit": "abc"}
-        atomic_files.write_json(
-            created_run.folder / "adapter" / "prompt.json", {"base": base, "references": references}
-        )
+        prompt = {"max_answer_tokens": 16, "base": base, "references": references}
+        atomic_files.write_json(created_run.folder / "adapter" / "prompt.json", prompt)
         atomic_files.write_checksums(created_run.folder / "adapter")
         run.start_stage(created_run, "train", {})
         run.end_stage(created_run, "train", "done", "done")
@@ -161,9 +160,10 @@ def test_a_run_of_an_earlier_version_has_them_in_the_adapter(
     make_trained_run: Callable[[str], Run], tmp_path: Path
 ) -> None:
     trained_run = make_trained_run("one")
-    prompt = atomic_files.read_json(trained_run.folder / "adapter" / "prompt.json")
+    prompt_path = trained_run.folder / "adapter" / "prompt.json"
+    base = atomic_files.read_json(prompt_path)["base"]
     (trained_run.folder / REFERENCES_FILE).rename(trained_run.folder / "adapter" / REFERENCES_FILE)
-    atomic_files.write_json(trained_run.folder / "adapter" / "prompt.json", {"base": prompt["base"]})
+    atomic_files.write_json(prompt_path, {"max_answer_tokens": 16, "base": base})
     atomic_files.write_checksums(trained_run.folder / "adapter")
     registry_dir = tmp_path / "registry" / "classifier"
     version = Run(registry_dir / "versions" / registry.promote(registry_dir, trained_run, []))
@@ -176,7 +176,7 @@ def test_a_run_without_an_adapter_is_not_deployed_by_force_either(
 ) -> None:
     trained_run = make_trained_run("one")
     shutil.rmtree(trained_run.folder / "adapter")
-    assert "not trained to its end" in gates.find_failures(trained_run, RECIPE)[0]
+    assert "has not finished training" in gates.find_failures(trained_run, RECIPE)[0]
     with raises_error(StageError, "INS-E014", match="has no adapter to deploy"):
         registry.promote(tmp_path / "registry" / "classifier", trained_run, ["forced"])
 
@@ -212,7 +212,7 @@ def test_the_command_deploys_refuses_forces_and_rolls_back(
     assert registry.current_version(registry_dir) == registry.compute_version(first.folder / "adapter")
     forced = python(*args, "--run", second.id, **settings, FORCE="1")
     assert forced.returncode == 0 and registry.read_history(registry_dir)[-1]["forced"]
-    assert second.stage("deploy")["metrics"]["overridden"]
+    assert second.stage("deploy").metrics["overridden"]
     rolled_back = python(*args, "--rollback", **settings)
     assert rolled_back.returncode == 0 and registry.current_version(registry_dir) == registry.compute_version(
         first.folder / "adapter"

@@ -23,6 +23,7 @@ from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
 from insource.tracking.scores.comparison import Scores
+from tests.helpers.data_reports import write_data_report
 from train.export import adapter
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -46,7 +47,7 @@ def make_comparison(
     spec = TASKS[recipe.task.task_name].make_spec(recipe.task, label_texts)
     atomic_files.write_json(
         created_run.folder / "adapter" / "prompt.json",
-        adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16),
+        adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16).to_json(),
     )
     return ComparisonContext(created_run, "mine", comparison_recipe, eval_dataset.load_test_dataset(created_run))
 
@@ -132,7 +133,7 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
 def run_comparison(comparison: ComparisonContext, systems: list[System]) -> Scores:
     """Return the scores of a comparison, with a linear model instead of the tuned one."""
     data = comparison.run.folder / "data"
-    atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
+    write_data_report(data, sha256={"test.jsonl": atomic_files.sha256(data / "test.jsonl")})
     run.start_stage(comparison.run, "compare", {})
     tuned = System("tuned", "linear", "tuned (here a linear model)")
     return stage.run_comparison(comparison.run, "mine", comparison.recipe, [tuned, *systems], [])

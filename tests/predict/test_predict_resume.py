@@ -214,7 +214,8 @@ def servable_forms(prediction_run: PredictionRun) -> None:
     rendering.tokenizer.save_pretrained(folder)
     adapter.build_generation_config(rendering.tokenizer).save_pretrained(folder)
     atomic_files.write_json(
-        folder / "prompt.json", {**adapter.build_prompt_spec(recipe, rendering, spec, 64), "task": prompt["task"]}
+        folder / "prompt.json",
+        adapter.build_prompt_spec(recipe, rendering, spec, 64).to_json() | {"task": prompt["task"]},
     )
     (folder / atomic_files.CHECKSUMS).unlink()
     atomic_files.write_checksums(folder)

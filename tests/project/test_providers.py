@@ -22,6 +22,7 @@ from insource.config.providers import FALLBACK_PROVIDER, PROVIDERS, ApiKey, Clou
 from insource.config.recipe import make_json_schema
 from insource.config.schema.compare import Baseline
 from insource.tracking import doctor
+from insource.tracking.prompt_spec import PromptSpec
 from tests.conftest import ROOT
 
 PACKAGES = ("insource", "data_prep", "train", "serve", "compare", "deploy", "predict")
@@ -51,7 +52,7 @@ def add_provider(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def endpoint(baseline: Baseline) -> Any:
-    return api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": None}))  # type: ignore[arg-type]
+    return api_models.build_endpoint(baseline, SimpleNamespace(prompt=PromptSpec(max_answer_tokens=16)))  # type: ignore[arg-type]
 
 
 def test_the_schema_allows_the_providers_of_the_table_and_a_file() -> None:
@@ -126,7 +127,7 @@ def test_a_provider_on_a_known_api_format_is_one_record(add_provider: Any, monke
     assert baseline.model_copy(update={"base_url": "https://other.example"}).withheld_key_env == "EXAMPLE_API_KEY"
     assert "EXAMPLE_API_KEY" in doctor.list_key_variables()
     assert IncumbentModel("mistral-small", None, "", False).provider == "example"
-    assert models.announced_shutdown(baseline) is None and not models.dated_names("example", "gpt-5.4-mini")
+    assert models.announced_shutdown(baseline) is None
     with pytest.raises(ValidationError, match="provider example has no batches here"):
         AnyBaseline(provider="example", model="m", mode="batch")
     with pytest.raises(ValidationError, match="api: decisions takes provider: openai"):

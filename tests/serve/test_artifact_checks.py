@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     get_peft_model(base.load_base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
     rendering.tokenizer.save_pretrained(folder)
     adapter.build_generation_config(rendering.tokenizer).save_pretrained(folder)
-    atomic_files.write_json(folder / "prompt.json", adapter.build_prompt_spec(recipe, rendering, SPEC, 64))
+    atomic_files.write_json(folder / "prompt.json", adapter.build_prompt_spec(recipe, rendering, SPEC, 64).to_json())
     atomic_files.write_checksums(folder)
     return folder
 

@@ -10,6 +10,8 @@ from insource.backends.types import Completion, Usage
 from insource.config.load import load
 from insource.config.schema.serving_and_cost import Parity
 from insource.stats import metric_stats, paired
+from insource.tracking.prompt_spec import PromptSpec
+from insource.tracking.reference_row import ReferenceRow
 from insource.tracking.run import Run
 from serve.parity import check, report_text
 from serve.parity.check import Mismatch, ParityProbe, ParityResult, SameWeightsAgreement, ScoreDifference
@@ -87,9 +89,11 @@ def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: 
     assert 0 < tolerance("cpu", "float16") < 0.05
     received = [Completion(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b", *"a" * 16)]
     margins = [3.0, 3.0, 0.1, None, *[3.0] * 16]
-    trained = [{"id": f"T{index}", "answer": "a", "margin": margin} for index, margin in enumerate(margins)]
+    trained = [
+        ReferenceRow(id=f"T{index}", prompt_ids=[], answer="a", margin=margin) for index, margin in enumerate(margins)
+    ]
     for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
-        probed = ParityProbe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
+        probed = ParityProbe(None, PromptSpec(max_answer_tokens=16), [], trained, True, rounding)  # type: ignore[arg-type]
         same = check._compare_answers(probed, received)
         assert ([mismatch.id for mismatch in same.flips], [mismatch.id for mismatch in same.close]) == (flips, close)
         assert same.agreement == 1 - len(flips) / 20
@@ -98,8 +102,9 @@ def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: 
 def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() -> None:
     # Every long answer has a token with a small margin.
     received = [Completion("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
-    trained = [{"id": f"T{index}", "answer": "a", "margin": 0.1} for index in range(500)]
-    same = check._compare_answers(ParityProbe(None, {}, [], trained, True, 0.25), received)  # type: ignore[arg-type]
+    trained = [ReferenceRow(id=f"T{index}", prompt_ids=[], answer="a", margin=0.1) for index in range(500)]
+    probe = ParityProbe(None, PromptSpec(max_answer_tokens=16), [], trained, True, 0.25)  # type: ignore[arg-type]
+    same = check._compare_answers(probe, received)
     assert same.agreement == 0 and len(same.flips) == 500 and not same.close
 
 

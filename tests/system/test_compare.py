@@ -11,6 +11,7 @@ import pytest
 from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tracking import dashboard, wandb_comparison
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import read_scores
 from serve.vllm import client, launch_plan, server_process
@@ -52,7 +53,7 @@ def stand_in(runs: Path) -> Iterator[str]:
 def asked(runs: Path, address: str) -> list[str]:
     """What a recipe says of a comparison with two stand-ins, a file of answers, and a model that has no key."""
     run = run_in(runs)
-    model = launch_plan.base_name(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    model = launch_plan.base_name(PromptSpec.read(run.folder / "adapter"))
     rows = list(atomic_files.read_jsonl(run.folder / "data" / "test.jsonl"))
     answers_path = run.folder.parent.parent / "known.jsonl"
     lines = [json.dumps({"id": row["id"], "output": row["target"]}) for row in rows[1:]]
@@ -149,7 +150,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(r
         "fallback  tuned (merged) could not be served" in completed.stderr
         and "serve.base is published" in completed.stderr
     )
-    assert any("tuned (adapter) is compared in its place" in fallback for fallback in run.stage("compare")["fallbacks"])
+    assert any("tuned (adapter) is compared in its place" in fallback for fallback in run.stage("compare").fallbacks)
     assert [entry["name"] for entry in scores["not_run"]] == ["merged"]
     tuned = scores["systems"]["tuned"]
     assert tuned["title"] == "tuned (adapter)" and tuned["n"] == scores["task"]["n_test"]
@@ -168,7 +169,7 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
     run = run_in(runs)
     logged = {name for row in atomic_files.read_jsonl(run.folder / "metrics.jsonl") for name in row}
     scores, recipe = read_scores(run.folder / "scores.json"), run.recipe()
-    trained = worker.wandb_headline(TASKS[recipe.task.task_name], run.stage("train")["metrics"]["validation"])
+    trained = worker.wandb_headline(TASKS[recipe.task.task_name], run.stage("train").metrics["validation"])
     available = logged | set(trained) | set(wandb_comparison.build_summary(scores))
     for title, panels in dashboard.build_sections(recipe).items():
         for panel in panels:

@@ -45,8 +45,8 @@ def test_a_killed_curve_goes_on_and_trains_nothing_twice(small_recipe: Path, tmp
         # All trainings share the prepared data, so validation and test rows are the same.
         assert (run.folder / "data").resolve().name == payload["data"]
         assert (
-            run.stage("train")["metrics"]["validation"]["base"]
-            == Run(parent / points[0]["run"]).stage("train")["metrics"]["validation"]["base"]
+            run.stage("train").metrics["validation"]["base"]
+            == Run(parent / points[0]["run"]).stage("train").metrics["validation"]["base"]
         )
     assert "untuned   the answers of an earlier run" in completed.stderr + log.read_text(encoding="utf-8")
     assert len(list((parent / ".untuned").iterdir())) == 1

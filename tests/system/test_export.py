@@ -18,6 +18,7 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from tests.conftest import ROOT
 from tests.helpers.commands import command_env, copy_exported_runs, run_command
@@ -58,11 +59,11 @@ def test_all_that_a_server_needs_is_there_and_hashed(runs: Path) -> None:
     assert atomic_files.read_json(run.folder / "merged" / "config.json")["dtype"] == "float32"
     assert atomic_files.read_json(run.folder / "quantized" / "int8" / "config.json")["quantization_config"]
     stage = run.stage("export")
-    assert stage["state"] == "done" and stage["outputs"].keys() == {
+    assert stage.state == "done" and stage.outputs.keys() == {
         "merged/SHA256SUMS",
         "quantized/int8/SHA256SUMS",
     }
-    weight_bytes = stage["metrics"]["weight_bytes"]
+    weight_bytes = stage.metrics["weight_bytes"]
     assert weight_bytes["quantized/int8"] < 0.8 * weight_bytes["merged"]
 
 
@@ -77,9 +78,9 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     run = run_in(runs)
-    trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
-    assert trained is not None and trained["quantization"] == "nf4"
-    base = AutoModelForCausalLM.from_pretrained(base_store.find(run.folder, trained["digest"]), dtype=torch.float32)
+    trained = read_trained_base(run.folder / "adapter")
+    assert trained is not None and trained.quantization == "nf4"
+    base = AutoModelForCausalLM.from_pretrained(base_store.find(run.folder, trained.digest), dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "merged", dtype=torch.float32)
     (reference, *_) = atomic_files.read_jsonl(run.references_path)
     base_logits = logits(base, reference["prompt_ids"])

@@ -23,7 +23,8 @@ def task() -> dict[str, Any]:
     module = TASKS["classification"]
     spec = module.make_spec(recipe.task, LABELS)
     payload = {"kind": "classification", **spec.__dict__}
-    return {"task": payload, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
+    constraint = {"grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
+    return {"task": payload, **constraint, "max_answer_tokens": 16}
 
 
 def policy(threshold: float | None) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def compared_run(tmp_path: Path) -> Run:
     rows = [{"id": f"r{index}", "input": {"text": f"text {index}"}, "target": "delivery_delay"} for index in range(40)]
     answers = ["refund_status" if index % 4 == 0 else "delivery_delay" for index in range(40)]
     lines = [
-        {"id": row["id"], "answer": answer, "log_probability": -0.1 * (index % 4)}
+        {"id": row["id"], "prompt_ids": [1], "answer": answer, "log_probability": -0.1 * (index % 4)}
         for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
     (run.folder / "adapter").mkdir(parents=True)

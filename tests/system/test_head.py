@@ -79,8 +79,8 @@ def test_a_head_is_trained_once_and_what_it_depends_on_trains_another(
     assert record["learning_rate"] == run.recipe().train.learning_rate and record["updates"] == 2
     assert str(runs) not in (folder / "adapter_config.json").read_text(encoding="utf-8")
     manifest = run.stage("head")
-    assert manifest["state"] == "done" and manifest["metrics"]["validation"]["n"] == record["validation"]["n"]
-    assert "head/adapter_model.safetensors" in manifest["outputs"] and "data/train.jsonl" in manifest["inputs"]
+    assert manifest.state == "done" and manifest.metrics["validation"]["n"] == record["validation"]["n"]
+    assert "head/adapter_model.safetensors" in manifest.outputs and "data/train.jsonl" in manifest.inputs
     validation = list(atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl"))
     predicted = list(atomic_files.read_jsonl(run.folder / "head_validation.jsonl"))
     assert [line["id"] for line in predicted] == [row["id"] for row in validation]

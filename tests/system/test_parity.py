@@ -32,9 +32,9 @@ def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: 
     assert all(form["valid"]["grammar"] == [1, 24] for form in forms.values())
     assert "none" in forms["merged"]["valid"] and report["repeated"][0]["concurrency"] == 64
     stage = trained_run.stage("parity")
-    assert stage["state"] == "done" and stage["metrics"]["prompt_ids_equal"] == 1
+    assert stage.state == "done" and stage.metrics["prompt_ids_equal"] == 1
     # On a CPU the merged model is served, and the adapter is what is deployed.
-    assert report["served"] == "merged" and stage["metrics"]["form_failures"]["adapter"] == []
+    assert report["served"] == "merged" and stage.metrics["form_failures"]["adapter"] == []
     assert "| adapter | 100.0% |" in (trained_run.folder / "parity.md").read_text(encoding="utf-8")
     deployed = commands.run_command(runs, "deploy", small_recipe)
     assert deployed.returncode == 0, deployed.stderr

@@ -85,7 +85,7 @@ def test_five_kills_in_one_life_change_nothing(recipe: Path, finished_runs: Path
             path = f"*/*/checkpoints/.writing/checkpoint-{update}"
             assert kills.kill_when(process, lambda path=path: list(runs.glob(path)))  # type: ignore[misc]
         assert not (run_in(runs) / "adapter").exists()
-        assert Run(run_in(runs)).stage("train")["state"] == "interrupted"
+        assert Run(run_in(runs)).stage("train").state == "interrupted"
     output = kills.run_training(recipe, runs)
     assert "going on with the unfinished run" in output
     assert outcome(runs) == outcome(finished_runs)

@@ -58,7 +58,7 @@ def test_int8_is_trained_quantized_and_kept_dequantized(tmp_path: Path) -> None:
     dequantized = base.load_base_model(recipe(f"model.base={folder}", "model.quantization=none"))
     # LLM.int8 rounds what it reads too, so that its answers are near and not equal.
     assert 0 < (logits(dequantized) - logits(model)).abs().max() < 1.0
-    assert base_store.read_record(folder, folder.name)["quantization"] == "int8"
+    assert base_store.read_record(folder, folder.name).quantization == "int8"
 
 
 def test_an_unquantized_base_is_written_nowhere(tmp_path: Path) -> None:
@@ -152,12 +152,13 @@ def make_trained_run(folder: Path, store: Path, **is_trained: Any) -> ServedMode
     _, dequantized_folder = dequantize.load_training_base(recipe(), store, print)
     assert dequantized_folder is not None
     prompt = {
+        "max_answer_tokens": 16,
         "base": {
             "name": "pocket/model",
             "commit": None,
             "sha256": None,
-            "trained": base_store.read_record(dequantized_folder, dequantized_folder.name),
-        }
+            "trained": base_store.read_record(dequantized_folder, dequantized_folder.name).to_json(),
+        },
     }
     atomic_files.write_json(example_run.folder / "adapter" / "prompt.json", prompt)
     atomic_files.write_checksums(example_run.folder / "adapter")

@@ -168,4 +168,4 @@ def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
     model = merge.merge_adapter(run, gpu_settings, "published")
     assert len(calls) == 2 and calls[1] == {"": "cpu"} and not hasattr(model, "peft_config")
     assert "fallback  merged in main memory" in capsys.readouterr().err
-    assert "merged in main memory" in run.stage("export")["fallbacks"][0]
+    assert "merged in main memory" in run.stage("export").fallbacks[0]

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from insource.system import atomic_files
 from insource.tracking import run as runs
+from insource.tracking.manifest import StageRecord
 from tests.helpers import commands
 from tests.train.test_packing import CONFIGS, COST, PAIRS, PREFIX, ROWS, STRANGER
 from tests.train.test_trainer import recipe, tiny_model  # noqa: F401 - a fixture among them
@@ -191,7 +192,7 @@ def test_too_little_memory_for_the_check_is_reported_and_not_kept(
     assert len(list((tmp_path / packing_check.CHECKS_FOLDER).iterdir())) == 1
 
 
-def train(folder: Path, small_recipe: Path) -> tuple[str, dict[str, Any], runs.Run]:
+def train(folder: Path, small_recipe: Path) -> tuple[str, StageRecord, runs.Run]:
     """Trains two updates; returns stderr, the manifest's entry and the run."""
     completed = commands.run_command(folder, "train", small_recipe, *commands.TRAIN_SETTINGS)
     assert completed.returncode == 0, completed.stderr
@@ -219,6 +220,6 @@ def test_a_training_on_a_base_that_ignores_the_mask_says_so_and_ends(
     (tmp_path / "sitecustomize.py").write_text(OWN_ATTENTION, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     stderr, stage, _ = train(tmp_path / "runs", small_recipe)
-    (message,) = [line for line in stage["fallbacks"] if "computes a pack differently" in line]
+    (message,) = [line for line in stage.fallbacks if "computes a pack differently" in line]
     assert stderr.count(f"fallback  {message}") == 1
-    assert stage["state"] == "done"
+    assert stage.state == "done"

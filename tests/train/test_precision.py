@@ -19,8 +19,9 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 from insource.tracking.base_models import base_store
+from insource.tracking.data_report import DataReport
+from insource.tracking.prompt_spec import PromptSpec, read_trained_base
 from insource.tracking.run import Run
-from train import worker
 from train.device import precision
 from train.evaluate.validation import GenerationEvaluator
 from train.loop import losses
@@ -154,22 +155,21 @@ def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) ->
     folder = kills.find_run(runs)
     assert folder
     recipe_of_run = Run(folder).recipe()
-    prompt_spec = atomic_files.read_json(folder / "adapter" / "prompt.json")
-    base_record = base_store.get_trained_record(prompt_spec)
+    base_record = read_trained_base(folder / "adapter")
     assert base_record
     base_model = base.load_base_model(
-        recipe_of_run.with_model(base=str(runs / base_store.BASES_FOLDER / base_record["digest"]), quantization="none")
+        recipe_of_run.with_model(base=str(runs / base_store.BASES_FOLDER / base_record.digest), quantization="none")
     )
     adapted = PeftModel.from_pretrained(base_model, folder / "adapter").eval()
     task = TASKS[recipe_of_run.task.task_name]
     spec, tokenizer = (
-        task.make_spec(recipe_of_run.task, worker.read_labels(Run(folder))),
+        task.make_spec(recipe_of_run.task, DataReport.read(folder / "data").label_descriptions),
         chat_template.load_tokenizer(recipe_of_run.model),
     )
     rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
     answers = GenerationEvaluator(
-        task, spec, rows, prompts, tokenizer, prompt_spec["max_answer_tokens"], False
+        task, spec, rows, prompts, tokenizer, PromptSpec.read(folder / "adapter").max_answer_tokens, False
     ).predict(adapted, "asked")
     for answer, line in zip(answers, atomic_files.read_jsonl(folder / "reference.jsonl"), strict=False):
         assert answer.token_ids == line["token_ids"]

@@ -63,7 +63,7 @@ def test_the_header_of_a_run_that_goes_on_tells_the_time_that_is_left_at_its_own
     lines = run_header.header_lines(replace(facts, packing="none", rejected={}, dropped={}))
     assert "batch     16 examples an update over 2 processes" in lines
     assert "weighting classes drawn equally" in lines
-    assert "packing   each row alone: 1,131 tokens an update" in lines
+    assert "packing   each row separately: 1,131 tokens an update" in lines
     assert "updates   306 in 3 epochs, 206 of them done" in lines
     assert "time      about 80 s for the 100 updates left, at the 20 examples/s of before" in lines
     assert not [line for line in lines if line.startswith("left out")]

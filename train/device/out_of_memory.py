@@ -10,7 +10,10 @@ worker.py records and reports all other out-of-memory errors.
 """
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _MESSAGES = (
     "can't allocate memory",
@@ -54,7 +57,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def free_bytes(device: Any) -> int | None:
+def free_bytes(device: "torch.device") -> int | None:
     """Return the free memory of a GPU in bytes, including the free part of PyTorch's cache.
 
     Return None on a CPU, where results must not depend on other processes.

@@ -10,16 +10,19 @@ wait for each other forever.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def is_sharded(model: Any) -> bool:
+def is_sharded(model: "PreTrainedModel") -> bool:
     """Return whether FSDP2 has sharded the model. Trainer shards it when training begins, not before."""
     return bool(_fsdp_modules(model))
 
 
 @contextmanager
-def unshard(model: Any) -> Iterator[None]:
+def unshard(model: "PreTrainedModel") -> Iterator[None]:
     """Keep all weights in every process inside of the block. Do nothing if the model is not sharded.
 
     All processes must enter and leave the block together. The weights fit: each process held the complete base before
@@ -44,7 +47,7 @@ def unshard(model: Any) -> Iterator[None]:
             module.reshard()
 
 
-def gather_adapter(model: Any) -> dict[str, Any] | None:
+def gather_adapter(model: "PreTrainedModel") -> dict[str, Any] | None:
     """Return the unsharded trainable tensors in main memory, by their names in the model.
 
     The first process gets all tensors, the others an empty dict. Return None if the model is not sharded. All processes
@@ -58,7 +61,7 @@ def gather_adapter(model: Any) -> dict[str, Any] | None:
     return dict(get_model_state_dict(model, options=options))
 
 
-def _fsdp_modules(model: Any) -> list[Any]:
+def _fsdp_modules(model: "PreTrainedModel") -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -43,7 +43,7 @@ def without_node_settings(recipe: Recipe) -> Recipe:
 class Announcement:
     """The launch file of machine 0, rewritten every two seconds."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, object]) -> None:
         self.path, self.settings = path, settings
         self.run: str | None = None
         self.state, self.reason, self.sequence = PREPARING, "", 0
@@ -165,7 +165,7 @@ def _shared_settings(recipe: Recipe) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
 
 
-def _diff_settings(remote: dict[str, Any], local: dict[str, Any]) -> list[str]:
+def _diff_settings(remote: dict[str, object], local: dict[str, object]) -> list[str]:
     names = sorted({*remote, *local})
     return [
         f"{name}: {remote.get(name)} there, {local.get(name)} here"

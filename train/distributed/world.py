@@ -29,12 +29,12 @@ def barrier() -> None:
     _state().wait_for_everyone()
 
 
-def shard(items: Sequence[Any]) -> list[Any]:
+def shard(items: Sequence[object]) -> list[Any]:
     """Return the items of this process: every n-th, for n processes."""
     return list(items[rank() :: world_size()])
 
 
-def gather_in_order(items: Sequence[Any], total: int) -> list[Any]:
+def gather_in_order(items: Sequence[object], total: int) -> list[Any]:
     """Return the results of all processes for their `shard` of `total` items, in the items' order, in every process."""
     if world_size() == 1:
         return list(items)

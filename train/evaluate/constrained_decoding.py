@@ -8,7 +8,7 @@ greedy.py chooses the tokens.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import StageError
 from insource.tasks.records.field_confidence import lowest_field_log_probability
@@ -20,6 +20,9 @@ from train.evaluate.row_cache import RowCache, Span, UnsupportedAttentionError
 from train.evaluate.shared_cache import SharedCache
 from train.model import architecture, recurrent_layers
 from train.packing import prefix_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Minimum rows of a group with its own prefix, if there are many rows: a small batch takes as many passes as a full one.
 MIN_GROUP_ROWS = 16
@@ -47,8 +50,8 @@ class DecodedAnswer:
 
 
 def decode_answers(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
     grammar: str | None,
     *,
@@ -101,7 +104,7 @@ def decode_answers(
     return [answers[index] for index in range(len(prompts))]
 
 
-def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
+def compile_grammar(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int, grammar: str) -> object:
     """Return an output constraint (EBNF), compiled by xgrammar. It ends with the tokenizer's EOS."""
     import xgrammar
 
@@ -122,7 +125,9 @@ class _PrefixGroup:
     """Build a cache for the given number of rows after the prefix."""
 
 
-def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
+def _fit_batch(
+    model: "PreTrainedModel", group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int
+) -> int:
     """Return the number of pending rows to decode together."""
     free_bytes = out_of_memory.free_bytes(model.device)
     if free_bytes is None:
@@ -135,7 +140,9 @@ def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_
     )
 
 
-def _try_decode(group: _PrefixGroup, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
+def _try_decode(
+    group: _PrefixGroup, states: Sequence[RowState], constraint: object, tokenizer: "PreTrainedTokenizerBase"
+) -> str | None:
     """Decode a batch. Return the error message if memory does not suffice, else None."""
     try:
         greedy.decode_batch(group.make_cache(len(states)), states, constraint, tokenizer)
@@ -161,7 +168,10 @@ def _halve_batch(rows: int, oom_message: str, on_fallback: Callable[[str], None]
 
 
 def _group_prompts(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], on_fallback: Callable[[str], None]
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    on_fallback: Callable[[str], None],
 ) -> Iterator[_PrefixGroup]:
     """Yield groups of prompts with a common prefix, each with a cache that contains the prefix."""
     problem = _prefix_sharing_problem(model, prompts[0])
@@ -183,7 +193,7 @@ def _group_prompts(
         yield _PrefixGroup(order, length, partial(SharedCache, model, prefix=prefix))
 
 
-def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
+def _prefix_sharing_problem(model: "PreTrainedModel", prompt: Sequence[int]) -> str | None:
     """Return why rows of this model cannot share a prefix, or None if they can. The check computes one token."""
     name = model.config.get_text_config().model_type
     if architecture.has_recurrent_layers(model.config) and not recurrent_layers.can_split_rows(model.config):
@@ -195,7 +205,7 @@ def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
     return None
 
 
-def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
+def _make_answer(tokenizer: "PreTrainedTokenizerBase", state: RowState) -> DecodedAnswer:
     text = decode_text(tokenizer, state.token_ids)
     # Field confidences need the text of each token. They are computed only for records.
     tokens = [decode_text(tokenizer, [token]) for token in state.token_ids] if text.lstrip().startswith("{") else []
@@ -205,6 +215,6 @@ def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
     )
 
 
-def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """Return the text of an answer's tokens, without the stop token and other special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -9,7 +9,7 @@ not find this, because both of its sides would be wrong in the same way.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import RecipeError
 from insource.tasks.rendering import chat_template
@@ -17,13 +17,16 @@ from insource.tasks.task_kind import TaskKind
 from train.evaluate import constrained_decoding
 from train.packing.packing_plan import TokenizedRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def check_answers_decodable(
     task: TaskKind,
-    spec: Any,
-    data: Sequence[Mapping[str, Any]],
+    spec: object,
+    data: Sequence[Mapping[str, object]],
     rows: Sequence[TokenizedRow],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     vocabulary_size: int,
 ) -> None:
     """Raise RecipeError if a training answer cannot be decoded; `rows` are the rows of `data` as token ids.
@@ -63,7 +66,7 @@ def check_answers_decodable(
                 checked.add(tuple(ids))
 
 
-def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
+def _find_forbidden_token(constraint: object, tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str | None:
     """Return the first token that the constraint rejects, or None if it accepts all and ends with the last."""
     import xgrammar
 
@@ -74,12 +77,14 @@ def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -
     return None if matcher.is_terminated() else f"it does not end in the stop token {tokenizer.eos_token!r}"
 
 
-def _find_text_difference(tokenizer: Any, row: TokenizedRow, ids: Sequence[int], answer: str) -> str | None:
+def _find_text_difference(
+    tokenizer: "PreTrainedTokenizerBase", row: TokenizedRow, ids: Sequence[int], answer: str
+) -> str | None:
     """Return how the decoded answer differs from the answer in the data, or None if it does not."""
     if ids[-1:] != [tokenizer.eos_token_id]:
         return f"it does not end in the stop token {tokenizer.eos_token!r}"
     if tokenizer.eos_token_id in ids[:-1]:
-        return f"the stop token {tokenizer.eos_token!r} stands within it"
+        return f"the stop token {tokenizer.eos_token!r} occurs within it"
     text = chat_template.decode_completion(tokenizer, row.prompt_ids, ids[:-1])
     return (
         None

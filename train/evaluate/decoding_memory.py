@@ -9,9 +9,12 @@ Keys and values dominate. A batch holds those of its rows up to their last token
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.evaluate.shared_cache import GPU_LIMITS, GROWTH_SLOTS, PassLimits
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Fraction of a GPU's memory that stays free: its allocator rounds and fragments, and libraries allocate memory too.
 SPARE_FRACTION = 0.1
@@ -41,14 +44,14 @@ class DecodingWorkload:
     """Bytes of weights that are dequantized during decoding."""
 
 
-def kv_bytes_per_token(text_config: Any, dtype_bytes: int) -> int:
+def kv_bytes_per_token(text_config: "PretrainedConfig", dtype_bytes: int) -> int:
     """Return the bytes of keys and values of one token, in all layers of a text config."""
     heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
     width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return int(text_config.num_hidden_layers * 2 * heads * width * dtype_bytes)
 
 
-def state_bytes(text_config: Any) -> int:
+def state_bytes(text_config: "PretrainedConfig") -> int:
     """Return the bytes of the states of a row in all recurrent layers, in float32; 0 without recurrent layers."""
     layers = sum(kind in RECURRENT_KINDS for kind in getattr(text_config, "layer_types", None) or ())
     sizes = [
@@ -59,7 +62,7 @@ def state_bytes(text_config: Any) -> int:
     return int(layers * max(sizes, default=0) * FLOAT32_BYTES)
 
 
-def row_bytes(text_config: Any, tokens: int, dtype_bytes: int) -> int:
+def row_bytes(text_config: "PretrainedConfig", tokens: int, dtype_bytes: int) -> int:
     """Return the bytes of a row with `tokens` tokens after the prefix, its answer included.
 
     These are keys and values, with the free slots of a grown line. Those of one layer count twice, for the copy when
@@ -71,7 +74,9 @@ def row_bytes(text_config: Any, tokens: int, dtype_bytes: int) -> int:
     return int(keys_and_values + state_bytes(text_config))
 
 
-def pass_bytes(text_config: Any, rows: int, prefix: int, dtype_bytes: int, limits: PassLimits = GPU_LIMITS) -> int:
+def pass_bytes(
+    text_config: "PretrainedConfig", rows: int, prefix: int, dtype_bytes: int, limits: PassLimits = GPU_LIMITS
+) -> int:
     """Return the bytes of the largest pass for `rows` rows.
 
     These are activations of a layer, attention scores, and logits: in the model's type, in float32, in a copy, as
@@ -92,7 +97,12 @@ def pass_bytes(text_config: Any, rows: int, prefix: int, dtype_bytes: int, limit
 
 
 def fit_batch_rows(
-    text_config: Any, prefix: int, tokens: Sequence[int], dtype_bytes: int, free_bytes: int, max_rows: int
+    text_config: "PretrainedConfig",
+    prefix: int,
+    tokens: Sequence[int],
+    dtype_bytes: int,
+    free_bytes: int,
+    max_rows: int,
 ) -> int:
     """Return the number of rows to decode in one batch: `max_rows`, or as many as fit into the free bytes.
 
@@ -109,7 +119,11 @@ def fit_batch_rows(
 
 
 def estimate_decoding_peak(
-    text_config: Any, workload: DecodingWorkload, dtype_bytes: int, limits: PassLimits, free_bytes: int | None
+    text_config: "PretrainedConfig",
+    workload: DecodingWorkload,
+    dtype_bytes: int,
+    limits: PassLimits,
+    free_bytes: int | None,
 ) -> tuple[int, int]:
     """Return the rows of a batch, and their bytes of memory besides the model.
 

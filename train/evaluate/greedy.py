@@ -10,11 +10,15 @@ If the constraint allows few tokens, only their logits are computed.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from train.evaluate.row_cache import RowCache, Span
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 # Fraction of the vocabulary: if more tokens are allowed, all logits are computed.
 MAX_COLUMN_FRACTION = 0.125
@@ -70,7 +74,9 @@ class _PassInput:
     masks: list[Any]
 
 
-def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> None:
+def decode_batch(
+    cache: RowCache, states: Sequence[RowState], constraint: object, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     """Decode every row to its end, under a compiled constraint or None. The cache must be empty."""
     import xgrammar
 
@@ -89,7 +95,11 @@ def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, t
 
 
 def _prepare_pass(
-    state: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], cache: RowCache
+    state: RowState,
+    constraint: object,
+    tokenizer: "PreTrainedTokenizerBase",
+    drafts: dict[str, list[int]],
+    cache: RowCache,
 ) -> _PassInput:
     """Append the tokens without alternative, and return the row's input for the next pass."""
     if constraint is None:
@@ -115,7 +125,7 @@ def _prepare_pass(
     return _PassInput(state, draft, masks)
 
 
-def _draft_tokens(state: RowState, tokenizer: Any, drafts: dict[str, list[int]]) -> list[int]:
+def _draft_tokens(state: RowState, tokenizer: "PreTrainedTokenizerBase", drafts: dict[str, list[int]]) -> list[int]:
     """Return tokens of the only text that can come next, up to the last complete character."""
     try:
         text = state.matcher.find_jump_forward_string()
@@ -135,7 +145,7 @@ def _allowed_mask(state: RowState, constraint: Any) -> Any:
     return mask[0].numpy().view(np.uint32)
 
 
-def _single_token(mask: Any) -> int | None:
+def _single_token(mask: "torch.Tensor") -> int | None:
     """Return the allowed token if there is only one, else None."""
     (words,) = mask.nonzero()
     if len(words) != 1:
@@ -185,7 +195,7 @@ def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
     return columns if len(columns) > 1 else None
 
 
-def _mask_logits(logits: Any, masks: Any, columns: Any) -> Any:
+def _mask_logits(logits: "torch.Tensor", masks: Any, columns: Any) -> Any:
     """Return the logits with forbidden tokens at minus infinity."""
     import torch
     import xgrammar

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
@@ -27,6 +27,10 @@ from train.packing.attention import FLEX_FALLBACK, disable_unsupported_flex, pre
 from train.packing.packing_plan import Pack, PackingPlan, TokenizedRow
 from train.packing.self_check import PackingDifference
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 CHECKS_FOLDER = ".packing_checks"
 # Increase it if the check itself changes.
 VERSION = 2
@@ -38,7 +42,7 @@ Record = dict[str, Any]
 def verify_packing(
     recipe: Recipe,
     runs: Path,
-    model: Any,
+    model: "PreTrainedModel",
     rows: Sequence[TokenizedRow],
     plan: PackingPlan,
     pad_token_id: int,
@@ -70,7 +74,7 @@ def verify_packing(
     return packing_plan.build_packing_plan(rows, "none", plan.pack_tokens, 1, plan.cost)
 
 
-def describe_failure(record: Mapping[str, Any]) -> str:
+def describe_failure(record: Mapping[str, object]) -> str:
     """Return the reason why packs are not used on this base."""
     differences = [
         "not a number" if record[name] is None else f"{record[name]:.1e}"
@@ -84,7 +88,12 @@ def describe_failure(record: Mapping[str, Any]) -> str:
 
 
 def _load_or_check(
-    recipe: Recipe, runs: Path, model: Any, pack: Pack, pad_token_id: int, on_fallback: Callable[[str], None]
+    recipe: Recipe,
+    runs: Path,
+    model: "PreTrainedModel",
+    pack: Pack,
+    pad_token_id: int,
+    on_fallback: Callable[[str], None],
 ) -> Record | None:
     """Return the record of the check for this base, written if it is missing, or None if memory does not suffice."""
     facts = _describe_inputs(recipe, model)
@@ -116,7 +125,7 @@ def _load_or_check(
     return record
 
 
-def _describe_inputs(recipe: Recipe, model: Any) -> Record:
+def _describe_inputs(recipe: Recipe, model: "PreTrainedModel") -> Record:
     """Return everything that the result of the check depends on, as JSON values."""
     versions = environment.read_package_versions()
     return {
@@ -129,14 +138,14 @@ def _describe_inputs(recipe: Recipe, model: Any) -> Record:
     }
 
 
-def _device_name(device: Any) -> str:
+def _device_name(device: "torch.device") -> str:
     import torch
 
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device.type)
 
 
 def _measure(
-    recipe: Recipe, model: Any, pack: Pack, pad_token_id: int, on_fallback: Callable[[str], None]
+    recipe: Recipe, model: "PreTrainedModel", pack: Pack, pad_token_id: int, on_fallback: Callable[[str], None]
 ) -> PackingDifference | None:
     """Return the difference of a pack from its rows, or None if memory does not suffice.
 

@@ -7,9 +7,13 @@ and of the padding after it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.evaluate.row_cache import COMPACT_FRACTION, Span, restrict_logits
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 class PaddedCache:
@@ -17,14 +21,14 @@ class PaddedCache:
 
     ragged = takes_drafts = False
 
-    def __init__(self, model: Any, rows: int, pad_token_id: int) -> None:
+    def __init__(self, model: "PreTrainedModel", rows: int, pad_token_id: int) -> None:
         self.model, self.device, self.pad_token_id = model, model.device, pad_token_id
         self.cache: Any = None
         self.rows = list(range(rows))
-        self.attention_mask: Any = None
+        self.attention_mask: torch.Tensor | None = None
         """The attention mask [rows, tokens]."""
 
-    def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
+    def logits(self, spans: Sequence[Span], columns: Any = None) -> "torch.Tensor":
         """See `RowCache`: in the first call complete prompts, later one token of each row."""
         import torch
 
@@ -55,7 +59,8 @@ class PaddedCache:
             )
         self.cache = output.past_key_values
         active = torch.tensor([index for index, row in enumerate(self.rows) if row in ids_by_row], device=device)
-        return output.logits[active, -1].float()
+        logits: torch.Tensor = output.logits[active, -1].float()
+        return logits
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `RowCache`. The cache is compacted once a quarter of its rows has ended."""
@@ -66,5 +71,5 @@ class PaddedCache:
         remaining = set(rows)
         indices = torch.tensor([index for index, row in enumerate(self.rows) if row in remaining], device=self.device)
         self.cache.batch_select_indices(indices)
-        self.attention_mask = self.attention_mask[indices]
+        self.attention_mask = None if self.attention_mask is None else self.attention_mask[indices]
         self.rows = [row for row in self.rows if row in remaining]

@@ -11,41 +11,41 @@ give the same answers.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from insource.system import atomic_files
+from insource.tasks.data_row import Rows
+from insource.tracking.prompt_spec import ReferenceFile
+from insource.tracking.reference_row import ReferenceRow
 from train.evaluate.constrained_decoding import DecodedAnswer
 
 REFERENCE_ROWS = 500
 
 
 def build_reference_rows(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     prompts: Sequence[list[int]],
     answers: Sequence[DecodedAnswer],
-) -> list[dict[str, Any]]:
-    """Return the lines of a reference.jsonl."""
+) -> list[ReferenceRow]:
+    """Return the rows of a reference.jsonl."""
     return [
-        {"id": row["id"], "prompt_ids": prompt_ids, **_to_json(answer)}
+        ReferenceRow(
+            id=row["id"],
+            prompt_ids=prompt_ids,
+            answer=answer.text,
+            token_ids=answer.token_ids,
+            log_probability=answer.log_probability,
+            field_log_probability=answer.field_log_probability,
+            # JSON has no infinity: null means that no step had a choice.
+            margin=answer.margin if math.isfinite(answer.margin) else None,
+        )
         for row, prompt_ids, answer in zip(rows, prompts, answers, strict=True)
     ]
 
 
-def write_references(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write reference.jsonl into a run folder. Return its public facts: {"rows", "sha256"}."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in references)
+def write_references(folder: Path, references: Sequence[ReferenceRow]) -> ReferenceFile:
+    """Write reference.jsonl into a run folder. Return its record in prompt.json."""
+    text = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in references)
     atomic_files.write_text(folder / "reference.jsonl", text)
-    return {"rows": len(references), "sha256": atomic_files.sha256(folder / "reference.jsonl")}
-
-
-def _to_json(answer: DecodedAnswer) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "token_ids": answer.token_ids,
-        "log_probability": answer.log_probability,
-        "field_log_probability": answer.field_log_probability,
-        # JSON has no infinity: null means that no step had a choice.
-        "margin": answer.margin if math.isfinite(answer.margin) else None,
-    }
+    return ReferenceFile(rows=len(references), sha256=atomic_files.sha256(folder / "reference.jsonl"))

@@ -7,7 +7,11 @@ padded_cache.py     rows of models that cannot share a prefix
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 # A cache is compacted when this fraction of its rows has ended.
 COMPACT_FRACTION = 0.25
@@ -29,7 +33,7 @@ class Span:
 class RowCache(Protocol):
     """Rows that a model reads token by token."""
 
-    device: Any
+    device: "torch.device"
     ragged: bool
     """Whether rows may read different numbers of tokens in a pass."""
 
@@ -37,7 +41,7 @@ class RowCache(Protocol):
     def takes_drafts(self) -> bool:
         """Whether a slot can be written again, so that tokens can be read before it is known that they follow."""
 
-    def logits(self, spans: Sequence[Span], columns: Any) -> Any:
+    def logits(self, spans: Sequence[Span], columns: Any) -> "torch.Tensor":
         """Return float32 logits [n_logits of all spans, columns] in the order of the spans.
 
         All columns are returned if `columns` is None. Spans must be in the order of their rows. A slot that is written
@@ -53,7 +57,7 @@ class UnsupportedAttentionError(Exception):
 
 
 @contextmanager
-def restrict_logits(model: Any, columns: Any) -> Iterator[None]:
+def restrict_logits(model: "PreTrainedModel", columns: Any) -> Iterator[None]:
     """Make the model compute only these columns of its logits inside of the block, all if `columns` is None.
 
     Changes that a model makes to its logits (a cap, a scale) apply to each logit separately. A head that is not a plain
@@ -68,7 +72,7 @@ def restrict_logits(model: Any, columns: Any) -> Iterator[None]:
     forward, instance_forward = head.forward, vars(head).get("forward")
     is_plain_linear = type(head) is torch.nn.Linear and instance_forward is None
 
-    def restricted_forward(hidden: Any) -> Any:
+    def restricted_forward(hidden: Any) -> object:
         if not is_plain_linear:
             return forward(hidden)[..., columns]
         bias = None if head.bias is None else head.bias[columns]

@@ -13,11 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.evaluate.line_states import LineStates
 from train.evaluate.row_cache import COMPACT_FRACTION, Span, UnsupportedAttentionError, restrict_logits
 from train.model import architecture, recurrent_layers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION_NAME = "shared_cache"
 """The name under which attention to this cache is registered with transformers."""
@@ -49,7 +53,7 @@ class SharedCache:
         """See `RowCache`."""
         return self.states is None
 
-    def __init__(self, model: Any, rows: int, prefix: "SharedCache | None" = None) -> None:
+    def __init__(self, model: "PreTrainedModel", rows: int, prefix: "SharedCache | None" = None) -> None:
         self.model, self.device, self.prefix = model, model.device, prefix
         self.used_slots: int = 0
         self.prefix_tokens: int = prefix.used_slots if prefix else 0
@@ -62,7 +66,7 @@ class SharedCache:
         if recurrent_layers.is_recurrent(model.config):
             self.states = LineStates(rows, prefix.states if prefix else None)
 
-    def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
+    def logits(self, spans: Sequence[Span], columns: Any = None) -> "torch.Tensor":
         """See `RowCache`. Raise UnsupportedAttentionError."""
         import torch
 
@@ -78,7 +82,7 @@ class SharedCache:
         ]
         return torch.cat(outputs)
 
-    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: Any) -> Any:
+    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: object) -> Any:
         import torch
 
         device = self.device
@@ -122,7 +126,14 @@ class SharedCache:
             self.states.keep(indices)
         self.lines = {row: line for line, row in enumerate(rows)}
 
-    def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
+    def store(
+        self,
+        module: "torch.nn.Module",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        lines: "torch.Tensor",
+        slots: "torch.Tensor",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Store keys and values [heads, N, width] of a module; return all of them, [rows, heads, slots, width]."""
         cached = self.keys_and_values.get(module)
         if cached is None or cached[0].shape[2] < self.used_slots:
@@ -138,7 +149,7 @@ class SharedCache:
         return cached
 
 
-def _grow(tensor: Any, capacity: int) -> Any:
+def _grow(tensor: "torch.Tensor", capacity: int) -> "torch.Tensor":
     import torch
 
     # Zeros, because masked slots have weight 0, and 0 times an uninitialized value can be NaN.
@@ -311,7 +322,7 @@ _current_pass: _Pass | None = None
 
 
 @contextmanager
-def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
+def _cache_attention(config: "PretrainedConfig", current_pass: _Pass) -> Iterator[None]:
     """Make a model of this config attend to the cache of a pass inside of the block."""
     global _current_pass
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -328,8 +339,14 @@ def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
 
 
 def _attention_forward(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **kwargs: Any
-) -> tuple[Any, None]:
+    module: "torch.nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    mask: "torch.Tensor",
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[object, None]:
     if _current_pass is None:
         raise RuntimeError(f"{ATTENTION_NAME} attends to the cache of a pass, and there is none")
     if kwargs.get("position_bias") is not None:

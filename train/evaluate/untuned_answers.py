@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
@@ -23,11 +23,14 @@ from train.distributed import world
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 UNTUNED_FOLDER = ".untuned"
 
 
 def predict_untuned(
-    run: Run, recipe: Recipe, evaluator: GenerationEvaluator | PreferenceEvaluator, model: Any
+    run: Run, recipe: Recipe, evaluator: GenerationEvaluator | PreferenceEvaluator, model: "PreTrainedModel"
 ) -> list[Any]:
     """Return the outputs of the untuned base for the validation rows.
 

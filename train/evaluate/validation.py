@@ -6,9 +6,10 @@ the metrics come from the log-probabilities of the chosen and the rejected answe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.tasks import references, slice_name
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.task_kind import TaskKind
 from train.distributed import fsdp, world
@@ -17,6 +18,9 @@ from train.evaluate.constrained_decoding import DecodedAnswer, decode_answers
 from train.model import dequantize
 from train.packing.packing_plan import PackingPlan, TokenizedRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class GenerationEvaluator:
@@ -24,9 +28,9 @@ class GenerationEvaluator:
 
     task: TaskKind
     spec: Any
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     prompts: Sequence[list[int]]
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     max_answer_tokens: int
     on_fallback: Callable[[str], None] = lambda message: None
     """Called with a message if a part is computed by a slower method."""
@@ -35,7 +39,7 @@ class GenerationEvaluator:
         """Return the evaluator of only the first rows."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
 
-    def predict(self, model: Any, label: str) -> list[DecodedAnswer]:
+    def predict(self, model: "PreTrainedModel", label: str) -> list[DecodedAnswer]:
         """Return the decoded answer for each row, with a progress bar named `label`."""
         from train.loop.metrics_callback import show_progress
 
@@ -65,7 +69,7 @@ class GenerationEvaluator:
             for answer in answers
         ]
 
-    def resolve_targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
+    def resolve_targets(self, parsed: Sequence[ParsedAnswer]) -> list[object]:
         """Return the target of each answer: the row's target, or the nearest of several references."""
         return references.select_targets(self.task, self.spec, self.rows, parsed)
 
@@ -80,12 +84,12 @@ class PreferenceEvaluator:
 
     task: TaskKind
     spec: Any
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     pairs: Sequence[TokenizedRow]
     plan: PackingPlan
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
 
-    def predict(self, model: Any, label: str) -> list[tuple[float, ...]]:
+    def predict(self, model: "PreTrainedModel", label: str) -> list[tuple[float, ...]]:
         """Return the log-probabilities of the chosen and the rejected answer of each row, with a progress bar."""
         from train.loop.metrics_callback import show_progress
 
@@ -112,9 +116,7 @@ class PreferenceEvaluator:
         return score_with_slices(self.task, self.spec, self.rows, parsed)
 
 
-def score_with_slices(
-    task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[ParsedAnswer]
-) -> dict[str, Any]:
+def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[ParsedAnswer]) -> dict[str, object]:
     """Return the task's score, with the main metrics of each slice of the rows under "slices"."""
     targets = references.select_targets(task, spec, rows, parsed)
     indices_by_slice: dict[str, dict[str, list[int]]] = {}
@@ -122,7 +124,7 @@ def score_with_slices(
         for name, value in row.get("slices", {}).items():
             indices_by_slice.setdefault(name, {}).setdefault(slice_name(value), []).append(index)
 
-    def score_slice(indices: list[int]) -> dict[str, Any]:
+    def score_slice(indices: list[int]) -> dict[str, object]:
         score = task.score(spec, [targets[index] for index in indices], [parsed[index] for index in indices])
         return {"n": len(indices), **task.main_metrics(score)}
 
@@ -134,7 +136,7 @@ def score_with_slices(
 
 
 def make_validation_function(
-    evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[Any], model: Any
+    evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[object], model: "PreTrainedModel"
 ) -> Callable[[], dict[str, float]]:
     """Return a function that scores the current model, for validation during training."""
 

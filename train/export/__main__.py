@@ -101,7 +101,7 @@ def write_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> i
     for target in targets:
         if target not in pending:
             print(f"export    unchanged: {os.path.relpath(target.folder)}", file=sys.stderr)
-    if pending or trained_run.stage("export").get("state") != "done":
+    if pending or trained_run.stage("export").state != "done":
         run.start_stage(
             trained_run,
             "export",

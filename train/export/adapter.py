@@ -13,7 +13,7 @@ reference.jsonl is outside of the folder, in the run: the answers that a server 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import base_models
 from insource.config.base_models import POCKET
@@ -26,11 +26,23 @@ from insource.tasks.rendering.chat_template import Rendering
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import digests, train_labels
 from insource.tracking.base_models import gguf_model
+from insource.tracking.prompt_spec import (
+    PROMPT_FILE,
+    PROMPT_SCHEMA_VERSION,
+    BaseIdentity,
+    PromptSpec,
+    ReferenceFile,
+    TemplateRecord,
+    TrainedBase,
+)
 from insource.tracking.run import Run
 from train.evaluate import reference_answers
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.validation import GenerationEvaluator
 from train.model import lora_init
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 INPUT_PLACEHOLDER = "{input}"
 
@@ -38,13 +50,13 @@ INPUT_PLACEHOLDER = "{input}"
 def write_adapter_folder(
     run: Run,
     recipe: Recipe,
-    model: Any,
-    tokenizer: Any,
-    prompt: Mapping[str, Any],
-    scores: Mapping[str, Any],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: PromptSpec,
+    scores: Mapping[str, object],
     reference_evaluator: GenerationEvaluator,
     answers: Sequence[DecodedAnswer],
-    state: dict[str, Any] | None = None,
+    state: dict[str, object] | None = None,
 ) -> Path:
     """Write the adapter folder of the run atomically: weights, tokenizer, prompt and card. Return its path.
 
@@ -59,7 +71,7 @@ def write_adapter_folder(
         _save_weights(model, recipe, folder, state)
         tokenizer.save_pretrained(folder)
         build_generation_config(tokenizer).save_pretrained(folder)
-        atomic_files.write_json(folder / "prompt.json", {**prompt, "references": references})
+        atomic_files.write_json(folder / PROMPT_FILE, prompt.with_references(references).to_json())
         atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, references))
         # Pickles are not deployed: loading one can run code.
         for pickle_path in (*folder.glob("*.bin"), *folder.glob("*.pt")):
@@ -68,7 +80,7 @@ def write_adapter_folder(
     return run.folder / "adapter"
 
 
-def build_generation_config(tokenizer: Any) -> Any:
+def build_generation_config(tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
     """Return a generation config with only the stop token of training."""
     from transformers import GenerationConfig
 
@@ -80,7 +92,7 @@ def build_generation_config(tokenizer: Any) -> Any:
     )
 
 
-def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
+def _save_weights(model: "PreTrainedModel", recipe: Recipe, folder: Path, state: dict[str, object] | None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, for the published base."""
     from safetensors.torch import save_file
 
@@ -100,20 +112,17 @@ def base_display_name(recipe: Recipe) -> str:
     return local_names.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
-def base_identity(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def base_identity(recipe: Recipe, commit: str | None, trained: TrainedBase | None = None) -> BaseIdentity:
     """Return the identity of the adapter's base: its name with its commit on the hub, or the hashes of its files.
 
-    "trained" is the record of the dequantized base (`base_store.read_record`), None if the published base was used in
+    `trained` is the record of the dequantized base (`base_store.read_record`), None if the published base was used in
     training.
     """
     folder = Path(recipe.model.base)
     hashes = digests.hash_base_files(folder) if folder.is_dir() else None
-    return {
-        "name": base_display_name(recipe),
-        "commit": None if hashes else commit,
-        "sha256": hashes,
-        "trained": trained,
-    }
+    return BaseIdentity(
+        name=base_display_name(recipe), commit=None if hashes else commit, sha256=hashes, trained=trained
+    )
 
 
 def build_prompt_spec(
@@ -122,8 +131,8 @@ def build_prompt_spec(
     spec: Any,
     max_answer_tokens: int,
     commit: str | None = None,
-    trained_base: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    trained_base: TrainedBase | None = None,
+) -> PromptSpec:
     """Return prompt.json: everything that a server needs to build the same prompts and to decode the same answers.
 
     It contains the task; the messages with a placeholder for the input, and their token ids; the constraint and the
@@ -132,22 +141,22 @@ def build_prompt_spec(
     """
     task, tokenizer = TASKS[recipe.task.task_name], rendering.tokenizer
     messages = task.messages(spec, {"text": INPUT_PLACEHOLDER})
-    return {
-        "schema_version": 1,
-        "task": {"kind": recipe.task.task_name, **asdict(spec)},
-        "messages": messages,
-        "prompt_ids": chat_template.encode_prompts(tokenizer, [messages])[0],
-        "output_schema": task.output_schema(spec),
-        "grammar": task.grammar(spec),
-        "stop": tokenizer.eos_token,
-        "max_answer_tokens": max_answer_tokens,
-        "chat_template_sha256": chat_template.template_sha256(tokenizer),
-        "template": {"pinned": rendering.pinned_values, "own_suffix": rendering.own_suffix_reason},
-        "base": base_identity(recipe, commit, trained_base),
-    }
+    return PromptSpec(
+        schema_version=PROMPT_SCHEMA_VERSION,
+        task={"kind": recipe.task.task_name, **asdict(spec)},
+        messages=messages,
+        prompt_ids=chat_template.encode_prompts(tokenizer, [messages])[0],
+        output_schema=task.output_schema(spec),
+        grammar=task.grammar(spec),
+        stop=tokenizer.eos_token,
+        max_answer_tokens=max_answer_tokens,
+        chat_template_sha256=chat_template.template_sha256(tokenizer),
+        template=TemplateRecord(pinned=rendering.pinned_values, own_suffix=rendering.own_suffix_reason),
+        base=base_identity(recipe, commit, trained_base),
+    )
 
 
-def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: Mapping[str, Any]) -> str:
+def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: ReferenceFile) -> str:
     """Return the model card (README.md) of the adapter; `references` are the facts on the reference answers."""
     task = TASKS[recipe.task.task_name]
     tuned, base = task.main_metrics(scores["tuned"]), task.main_metrics(scores["base"])
@@ -190,9 +199,9 @@ The sealed test set was not opened.
 - LoRA: {method_note(recipe.lora)}
 {teacher_line}- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving_note(run, recipe)}
-- Not in this folder, and not to be shared: `reference.jsonl`, {references["rows"]} validation rows as token ids, which
+- Not in this folder, and not to be shared: `reference.jsonl`, {references.rows} validation rows as token ids, which
   anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
-  is `{references["sha256"]}`.
+  is `{references.sha256}`.
 """
 
 
@@ -218,7 +227,7 @@ def method_note(lora: Lora) -> str:
 def serving_note(run: Run, recipe: Recipe) -> str:
     """Return the card's text on serving the adapter."""
     if reason := recipe.lora.unservable_reason:
-        return f"merged into the base alone ({reason})."
+        return f"only merged into the base ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"

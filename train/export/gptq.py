@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, venvs
-from insource.tasks import load_task_spec
+from insource.tasks.data_row import DataRow
 from insource.tasks.rendering import chat_template
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_siz
 
 def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
     """Return rows of train as token ids, prompt and answer."""
-    task, spec = load_task_spec(atomic_files.read_json(merged / "prompt.json")["task"])
+    task, spec = PromptSpec.read(merged).load_task()
     tokenizer = chat_template.load_saved_tokenizer(str(merged))
     rows = sample_calibration_rows(run, recipe)
     conversations = [task.messages(spec, row["input"]) for row in rows]
@@ -54,7 +54,7 @@ def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[i
     return [example.prompt_ids + example.completion_ids for example in examples]
 
 
-def sample_calibration_rows(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+def sample_calibration_rows(run: Run, recipe: Recipe) -> list[DataRow]:
     """Return the rows of train for calibration, in a seeded order."""
     rows = list(atomic_files.read_jsonl(run.folder / "data" / "train.jsonl"))
     return random.Random(recipe.train.seed).sample(rows, min(len(rows), recipe.export.calibration_rows))

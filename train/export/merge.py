@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
@@ -23,10 +23,14 @@ from insource.system import atomic_files
 from insource.tasks.rendering import chat_template
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from train.device import out_of_memory
 from train.export import adapter
 from train.model import base, dequantize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Files of the adapter folder that every folder of weights needs for people and for servers.
 COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
@@ -48,11 +52,11 @@ def write_merged(run: Run, recipe: Recipe, provenance: Mapping[str, Any]) -> Pat
 
 def select_merge_base(run: Run, recipe: Recipe) -> str:
     """Return the base that a run is merged into: the digest of the base of training, or "published"."""
-    trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
-    return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
+    trained = read_trained_base(run.folder / "adapter")
+    return trained.digest if trained and recipe.serve.base == "trained" else "published"
 
 
-def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:
+def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> "PreTrainedModel":
     """Return the base with the run's adapter merged into it, computed in the type of training (float32 on a CPU).
 
     Raise StageError if the base of training is missing and cannot be written again.
@@ -83,7 +87,7 @@ def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:
     return _merge_onto(base_recipe, run.folder / "adapter", in_main_memory=True)
 
 
-def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
+def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> "PreTrainedModel":
     from peft import PeftModel
 
     model = base.load_base_model(base_recipe, in_main_memory=in_main_memory)
@@ -94,7 +98,7 @@ def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool 
     return adapted.merge_and_unload(safe_merge=True)
 
 
-def save_model(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
+def save_model(model: "PreTrainedModel", folder: Path, recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Write the weights in shards, in the type that they were computed in, and the generation config of training."""
     model.generation_config = adapter.build_generation_config(tokenizer)
     model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)

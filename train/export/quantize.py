@@ -12,13 +12,16 @@ rows of train, in a separate environment (gptq.py).
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
 from insource.tracking.run import Run
 from train.export import adapter, gptq, merge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PRESETS: Mapping[str, str] = {"int8": "W8A8", "fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
 # The head chooses between tokens, and it is small compared with the other layers.
@@ -49,7 +52,7 @@ def list_schemes(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(requested))
 
 
-def write_quantized(run: Run, recipe: Recipe, scheme: str, provenance: Mapping[str, Any]) -> Path:
+def write_quantized(run: Run, recipe: Recipe, scheme: str, provenance: Mapping[str, object]) -> Path:
     """Write the folder of the merged model quantized by a scheme, atomically, and return it."""
     merged, target = run.folder / "merged", run.folder / "quantized" / scheme
     target.parent.mkdir(exist_ok=True)
@@ -84,14 +87,14 @@ def quantize_data_free(merged: Path, preset: str, folder: Path, max_shard_size: 
     compressor.update_config(folder)
 
 
-def _load_merged(merged: Path) -> Any:
+def _load_merged(merged: Path) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
 
 
-def choose_group_size(model: Any) -> int:
+def choose_group_size(model: "PreTrainedModel") -> int:
     """Return the largest of vLLM's group sizes that divides the width of every layer."""
     from torch.nn import Linear
 

@@ -15,10 +15,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.system import atomic_files
 from insource.tracking.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Increase it if the same run and settings would give another head.
 VERSION = 1
@@ -31,7 +34,7 @@ RENDERING = (
 
 def compute_digest(run: Run, learning_rate: float) -> str:
     """Return the digest of everything that a head depends on: the run with its data, and the learning rate."""
-    return atomic_files.digest([VERSION, run.manifest["digest"], learning_rate])
+    return atomic_files.digest([VERSION, run.manifest.digest, learning_rate])
 
 
 def is_current(run: Run, digest: str) -> bool:
@@ -72,7 +75,12 @@ def write_validation(run: Run, ids: Sequence[str], labels: Sequence[str], log_pr
 
 
 def write_folder(
-    run: Run, model: Any, tokenizer: Any, base_name: str, record: Mapping[str, Any], metrics_path: Path
+    run: Run,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    base_name: str,
+    record: Mapping[str, object],
+    metrics_path: Path,
 ) -> Path:
     """Write the folder atomically and return it. `base_name` is the public name of the base."""
     with atomic_files.atomic_folder(run.folder / FOLDER) as folder:

@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def announcement(trained_run: Run) -> str:
     """Return the line before the training, with the time that the adapter took."""
-    seconds = trained_run.stage("train").get("metrics", {}).get("training_seconds")
+    seconds = trained_run.stage("train").metrics.get("training_seconds")
     time_text = f": about as long as its adapter took ({format_duration(seconds)})" if seconds else ""
     return f"head      training a classification head for run {trained_run.id}{time_text}"
 
@@ -63,7 +63,7 @@ def train_head(trained_run: Run, learning_rate: float, fresh: bool) -> None:
     command += ["--learning-rate", repr(learning_rate), *(["--fresh"] if fresh else [])]
     code, stopped = launch.run_program(command, launch.worker_environment(_in_one_process(recipe), threads))
     if code == cli.INTERRUPTED or (code and stopped):
-        print("interrupted: the same command goes on with the head", file=sys.stderr)
+        print("interrupted: the same command resumes the head", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code in (cli.FAILED, cli.USAGE_ERROR):
         sys.exit(code)
@@ -88,7 +88,7 @@ def summary_lines(trained_run: Run) -> list[str]:
         f"head      {format_metrics({name: score[name] for name in score if name != 'n'})}  "
         f"({score['n']} validation rows)",
     ]
-    tokens = trained_run.stage("train").get("metrics", {}).get("validation", {}).get("tuned")
+    tokens = trained_run.stage("train").metrics.get("validation", {}).get("tuned")
     if tokens:
         text = format_metrics(task.main_metrics(tokens))
         lines.append(f"tokens    {text}  (the label tokens of the same run)")

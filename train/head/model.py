@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.recipe import Recipe
-from insource.system import atomic_files, environment
+from insource.system import environment
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from train.head import folder
 from train.model import base, dequantize
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], training: bool) -> Any:
+
+def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], training: bool) -> "PreTrainedModel":
     """Return the base with a new head: quantized or dequantized as in the training of the adapter.
 
     To answer rows (`training` false) the dequantized base is taken if there is one: it has the weights of training and
@@ -27,15 +31,15 @@ def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], trainin
 
 def find_dequantized_base(run: Run) -> Path | None:
     """Return the dequantized base of the run, None if there is none or it would take too much of the memory."""
-    record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
-    path = base_store.find(run.folder, str(record["digest"])) if record else None
+    record = read_trained_base(run.folder / "adapter")
+    path = base_store.find(run.folder, record.digest) if record else None
     if path is None:
         return None
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return path if size <= dequantize.MAX_MEMORY_FRACTION * environment.memory_bytes() else None
 
 
-def load_trained_head(recipe: Recipe, run: Run) -> Any:
+def load_trained_head(recipe: Recipe, run: Run) -> "PreTrainedModel":
     """Return the trained model of a run in evaluation mode, with LoRA merged into the base unless that is quantized."""
     from peft import PeftModel
 

@@ -14,14 +14,18 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
+from insource.tasks.data_row import RowInput, TimedInput
 from insource.tracking.run import Run
 from train.device import malloc
 from train.device.environment import QUIET_ENV
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Rows that are answered before the clock starts: the first passes allocate memory and compile kernels.
 WARM_UP_ROWS = 4
@@ -49,7 +53,7 @@ def main() -> int:
     return cli.OK
 
 
-def answer_rows(run: Run, rows: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+def answer_rows(run: Run, rows: Sequence[TimedInput], batch_size: int) -> dict[str, Any]:
     """Return the answers of the run's head to these rows, with their times."""
     from insource.system import progress_bar
     from insource.tasks.rendering import chat_template
@@ -61,7 +65,7 @@ def answer_rows(run: Run, rows: Sequence[dict[str, Any]], batch_size: int) -> di
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / head_folder.FOLDER))
     model = head_model.load_trained_head(run.recipe(), run)
 
-    def encode(row_inputs: Sequence[Any]) -> list[list[int]]:
+    def encode(row_inputs: Sequence[RowInput]) -> list[list[int]]:
         return chat_template.encode_prompts(tokenizer, [task.messages(spec, row_input) for row_input in row_inputs])
 
     inputs = [row["input"] for row in rows]
@@ -95,7 +99,11 @@ def answer_rows(run: Run, rows: Sequence[dict[str, Any]], batch_size: int) -> di
 
 
 def predict_batches(
-    model: Any, prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, on_batch: Any = lambda done: None
+    model: "PreTrainedModel",
+    prompts: Sequence[list[int]],
+    pad_token_id: int,
+    batch_size: int,
+    on_batch: Any = lambda done: None,
 ) -> list[list[float]]:
     """Return for each prompt the natural-log probability of every label. Batches have prompts of similar lengths."""
     import torch

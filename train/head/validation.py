@@ -1,24 +1,29 @@
 """Validation of a classification head: its score, and its paired difference to the label tokens of the same run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from insource.config.metric_names import FIRST_METRICS
 from insource.stats import paired
-from insource.system import atomic_files
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.task_kind import TaskKind
+from insource.tracking.reference_row import read_references
 from insource.tracking.run import Run
 from train.evaluate.log_likelihood import BATCH_ROWS
+from train.evaluate.pack_passes import compute_by_row
 from train.evaluate.validation import score_with_slices
 from train.loop.losses import class_logits
-from train.packing import collate, packing_plan
-from train.packing.attention import pack_attention, preferred_implementation
-from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
+from train.packing import packing_plan
+from train.packing.collate import Batch
+from train.packing.packing_plan import Pack, PackingPlan, TokenizedRow, UpdateShards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def predict_log_probabilities(
-    model: Any,
+    model: "PreTrainedModel",
     rows: Sequence[TokenizedRow],
     plan: PackingPlan,
     pad_token_id: int,
@@ -30,26 +35,16 @@ def predict_log_probabilities(
     """
     import torch
 
-    was_training = model.training
-    model.eval()
+    def compute(_pack: Pack, batch: Batch) -> dict[str, list[float]]:
+        logits, _, numbers = class_logits(model, batch)
+        log_probabilities = torch.log_softmax(logits, dim=-1).tolist()
+        return {
+            batch.rows[number].id: values for number, values in zip(numbers.tolist(), log_probabilities, strict=True)
+        }
+
     chunks = [range(start, min(start + BATCH_ROWS, len(rows))) for start in range(0, len(rows), BATCH_ROWS)]
     shards = UpdateShards(rows, packing_plan.plan_for_rows(plan, rows, BATCH_ROWS), chunks, 1)
-    by_id: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        for index in range(len(shards)):
-            for pack in shards[index].packs:
-                batch = collate.collate_pack(
-                    pack, plan.mode, model.device, pad_token_id, preferred_implementation(model.device)
-                )
-                with pack_attention(model.config, batch):
-                    logits, _, numbers = class_logits(model, batch)
-                log_probabilities = torch.log_softmax(logits, dim=-1).tolist()
-                by_id |= {
-                    batch.rows[number].id: values
-                    for number, values in zip(numbers.tolist(), log_probabilities, strict=True)
-                }
-            on_batch(len(by_id))
-    model.train(was_training)
+    by_id = compute_by_row(model, shards, plan.mode, pad_token_id, compute, on_batch)
     return [by_id[row.id] for row in rows]
 
 
@@ -59,13 +54,13 @@ def most_probable(labels: Sequence[str], log_probabilities: Sequence[float]) -> 
     return labels[index], log_probabilities[index]
 
 
-def score_labels(task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], predicted: Sequence[str]) -> dict[str, Any]:
+def score_labels(task: TaskKind, spec: object, rows: Rows, predicted: Sequence[str]) -> dict[str, Any]:
     """Return the task's score of predicted labels, with that of slices."""
     return score_with_slices(task, spec, rows, [ParsedAnswer(label) for label in predicted])
 
 
 def compare_with_tokens(
-    run: Run, task: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], predicted: Sequence[str]
+    run: Run, task: TaskKind, spec: object, rows: Rows, predicted: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return the difference head minus label tokens in the first metric, on the rows with a reference answer.
 
@@ -73,7 +68,7 @@ def compare_with_tokens(
     """
     if not run.references_path.exists():
         return None
-    tokens = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(run.references_path)}
+    tokens = {row.id: row.answer for row in read_references(run.references_path)}
     pairs = [(row, label) for row, label in zip(rows, predicted, strict=True) if row["id"] in tokens]
     if not pairs:
         return None

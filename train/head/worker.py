@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.metric_names import FIRST_METRICS
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full, environment
-from insource.tasks import load_task_spec, train_subset
+from insource.tasks import train_subset
+from insource.tasks.data_row import Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import run as runs
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
-from train import worker
 from train.device import gpu, out_of_memory
 from train.distributed import launcher
 from train.export import adapter
@@ -39,6 +40,11 @@ from train.model import base
 from train.packing import dataset, packing_plan, sampler
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import PackingPlan, TokenizedRow
+from train.run_data import read_rows
+from train.run_log import fallback_logger, log
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STAGE = "head"
 
@@ -47,14 +53,14 @@ STAGE = "head"
 class HeadData:
     """The rows of a run, as the head gets them."""
 
-    prompt: dict[str, Any]
+    prompt: PromptSpec
     """prompt.json of the run's adapter."""
     task: TaskKind
     spec: Any
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     train_targets: Sequence[str]
     train_rows: Sequence[TokenizedRow]
-    validation: Sequence[dict[str, Any]]
+    validation: Rows
     validation_rows: Sequence[TokenizedRow]
     sha256: dict[str, str]
     """Hashes of the files of rows."""
@@ -76,14 +82,14 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
     checksums = run.folder / "adapter" / atomic_files.CHECKSUMS
     runs.start_stage(run, STAGE, {**data.sha256, f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(checksums)})
     gpu.check_gpu(recipe)
-    log_fallback = worker.fallback_logger(run, STAGE)
+    log_fallback = fallback_logger(run, STAGE)
     settings = training_recipe(recipe, learning_rate)
     if recipe.accelerate.num_processes > 1:
         log_fallback(f"the head trains in one process, the adapter was trained in {recipe.accelerate.num_processes}")
     model = load_model(settings, run, data)
     plan = dataset.plan_packing(settings, data.train_rows, model.config, log_fallback)
     training_set = dataset.build_training_set(settings, data.train_rows, data.train_targets, plan, "classify")
-    worker.log(*header_lines(settings, model, training_set, data))
+    log(*header_lines(settings, model, training_set, data))
     work = head_folder.work_folder(run, head_folder.compute_digest(run, learning_rate), fresh)
     result = train_adapter(
         settings, work, model, data.tokenizer, training_set, partial(validate, model, plan, data), log_fallback,
@@ -110,12 +116,12 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
 
 def load_data(run: Run) -> HeadData:
     """Return the rows of a run. Raise StageError if they are not the prepared ones."""
-    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
-    task, spec = load_task_spec(prompt["task"])
+    prompt = PromptSpec.read(run.folder / "adapter")
+    task, spec = prompt.load_task()
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
     names = ("train", "validation")
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in names}
-    train, validation_rows = (worker.read_rows(run, name, hashes) for name in names)
+    train, validation_rows = (read_rows(run, name, hashes) for name in names)
     train = [train[index] for index in train_subset.select_train_rows(train, run.recipe())]
     classes = {label: number for number, label in enumerate(spec.labels)}
     targets = [str(row["target"]) for row in train]
@@ -133,7 +139,7 @@ def load_data(run: Run) -> HeadData:
 
 
 def tokenize_rows(
-    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], classes: Sequence[int]
+    task: TaskKind, spec: object, tokenizer: "PreTrainedTokenizerBase", rows: Rows, classes: Sequence[int]
 ) -> list[TokenizedRow]:
     """Return the rows as token ids: the prompt, and the class as a completion of one "token" (losses.class_logits)."""
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
@@ -180,7 +186,7 @@ def load_model(recipe: Recipe, run: Run, data: HeadData) -> Any:
     return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS")
 
 
-def header_lines(recipe: Recipe, model: Any, training_set: TrainingSet, data: HeadData) -> list[str]:
+def header_lines(recipe: Recipe, model: "PreTrainedModel", training_set: TrainingSet, data: HeadData) -> list[str]:
     """Return the header of the training."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     stats = packing_plan.compute_packing_stats(training_set.update_shards)
@@ -195,7 +201,7 @@ def header_lines(recipe: Recipe, model: Any, training_set: TrainingSet, data: He
     ]
 
 
-def predict(model: Any, plan: PackingPlan, data: HeadData) -> list[tuple[str, float]]:
+def predict(model: "PreTrainedModel", plan: PackingPlan, data: HeadData) -> list[tuple[str, float]]:
     """Return the label of each validation row with its log-probability."""
     with show_progress("validating", len(data.validation_rows)) as advance:
         predicted = validation.predict_log_probabilities(
@@ -204,7 +210,7 @@ def predict(model: Any, plan: PackingPlan, data: HeadData) -> list[tuple[str, fl
     return [validation.most_probable(data.labels, log_probabilities) for log_probabilities in predicted]
 
 
-def validate(model: Any, plan: PackingPlan, data: HeadData) -> dict[str, float]:
+def validate(model: "PreTrainedModel", plan: PackingPlan, data: HeadData) -> dict[str, float]:
     """Return the main metrics of the current model on the validation rows."""
     labels = [label for label, _ in predict(model, plan, data)]
     score = validation.score_labels(data.task, data.spec, data.validation, labels)
@@ -217,18 +223,18 @@ def build_record(
     learning_rate: float,
     data: HeadData,
     training_set: TrainingSet,
-    score: dict[str, Any],
-    result: dict[str, Any],
+    score: dict[str, object],
+    result: dict[str, object],
 ) -> dict[str, Any]:
     """Return head.json without the difference to the label tokens."""
     return {
         "schema_version": 1,
         "digest": head_folder.compute_digest(run, learning_rate),
         "labels": data.labels,
-        "task": data.prompt["task"],
+        "task": data.prompt.task,
         "rendering": head_folder.RENDERING,
-        "chat_template_sha256": data.prompt["chat_template_sha256"],
-        "base": data.prompt["base"],
+        "chat_template_sha256": data.prompt.chat_template_sha256,
+        "base": data.prompt.base.to_json(),
         "quantization": recipe.model.quantization,
         "learning_rate": learning_rate,
         "updates": len(training_set.updates),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback
@@ -11,6 +11,10 @@ from train.distributed import world
 from train.loop import checkpoints
 from train.loop.signals import StopRequest
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 
 class SaveEvery(TrainerCallback):  # type: ignore[misc]
     """Save every `updates` updates, also if Trainer keeps the best checkpoint and would save only at evaluations."""
@@ -18,7 +22,9 @@ class SaveEvery(TrainerCallback):  # type: ignore[misc]
     def __init__(self, updates: int) -> None:
         self.updates = updates
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         control.should_save |= state.global_step % self.updates == 0
 
 
@@ -28,17 +34,21 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
     def __init__(self, stop_request: StopRequest) -> None:
         self.stop_request = stop_request
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         self.stop_request.training = True
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         if any_process_stopping(self.stop_request.signal_name is not None, args.device):
             control.should_save = control.should_training_stop = True
             # The signal may have reached only another process.
             self.stop_request.signal_name = self.stop_request.signal_name or "SIGTERM"
 
 
-def any_process_stopping(stopping: bool, device: Any) -> bool:
+def any_process_stopping(stopping: bool, device: "torch.device") -> bool:
     """Return whether a stop was requested in any process, with the same result in all processes."""
     if world.world_size() == 1:
         return stopping
@@ -56,14 +66,16 @@ class RestoreTrainerState(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: "Trainer",
         checkpoint: Path,
-        load_state: Callable[[dict[str, Any]], None],
+        load_state: Callable[[dict[str, object]], None],
         on_fallback: Callable[[str], None],
     ) -> None:
         self.trainer, self.checkpoint, self.load_state, self.on_fallback = trainer, checkpoint, load_state, on_fallback
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         self.load_state(checkpoints.restore_trainer_sums(self.trainer, self.checkpoint))
         if state.best_global_step is None:
             return

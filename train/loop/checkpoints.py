@@ -18,10 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.system import atomic_files, disk_full
 from train.distributed import world
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerState
 
 SCHEMA_VERSION = 1
 PREFIX = "checkpoint-"
@@ -92,7 +95,7 @@ def find_corruption(path: Path) -> str | None:
     return None
 
 
-def save(trainer: Any, write: Callable[[], None], extra_state: Mapping[str, Any]) -> None:
+def save(trainer: "Trainer", write: Callable[[], None], extra_state: Mapping[str, object]) -> None:
     """Let Trainer write a checkpoint to a temporary folder, then rename it into place.
 
     `write` is Trainer's own `_save_checkpoint`. `extra_state` is JSON that `restore_trainer_sums` returns. Every
@@ -164,13 +167,13 @@ def rotate(folder: Path, best_step: int | None) -> None:
             _remove(path)
 
 
-def set_best_checkpoint(state: Any, folder: Path) -> None:
+def set_best_checkpoint(state: "TrainerState", folder: Path) -> None:
     """Set the current path of the best checkpoint in Trainer's state."""
     best = folder / f"{PREFIX}{state.best_global_step}"
     state.best_model_checkpoint = str(best) if best.is_dir() else None
 
 
-def restore_trainer_sums(trainer: Any, path: Path) -> dict[str, Any]:
+def restore_trainer_sums(trainer: "Trainer", path: Path) -> dict[str, Any]:
     """Restore Trainer's sums and return the `extra_state` that `save` received.
 
     The next logged loss and the mean over training are then as without the interruption.
@@ -188,7 +191,7 @@ def _extra_state_name() -> str:
     return f"carried_{world.rank()}.json"
 
 
-def _trainer_sums(trainer: Any) -> dict[str, Any]:
+def _trainer_sums(trainer: "Trainer") -> dict[str, object]:
     return {
         "since_logged": trainer._tr_loss.item(),
         "total": trainer._total_loss_scalar,

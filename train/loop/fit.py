@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.tracking import metrics
@@ -15,6 +15,10 @@ from train.loop import checkpoints
 from train.loop.signals import StopRequest
 from train.packing import sampler
 from train.packing.dataset import TrainingSet
+
+if TYPE_CHECKING:
+    import wandb
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 # Keys of `train` that other modules read, or that have another meaning in Trainer, whose batches are updates.
 NOT_FOR_TRAINER = {
@@ -45,13 +49,13 @@ FallbackLogger = Callable[[str], None]
 def train_adapter(
     recipe: Recipe,
     folder: Path,
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     training_set: TrainingSet,
     validate: Callable[[], dict[str, float]],
     on_fallback: FallbackLogger,
     stop_request: StopRequest,
-    wandb_run: Any,
+    wandb_run: "wandb.Run | None",
 ) -> dict[str, Any]:
     """Train the model in place. Resume from the last valid checkpoint below `folder`, if there is one.
 
@@ -111,8 +115,8 @@ def _find_resume_checkpoint(folder: Path, on_fallback: FallbackLogger) -> Any:
 def build_trainer(
     recipe: Recipe,
     folder: str,
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     training_set: TrainingSet,
     validate: Callable[[], dict[str, float]],
     on_fallback: FallbackLogger,
@@ -150,7 +154,7 @@ def build_trainer(
     return trainer
 
 
-def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int) -> Any:
+def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int) -> "TrainingArguments":
     """Return transformers' TrainingArguments, with checkpoints below `folder`.
 
     An epoch has `updates_per_epoch` updates.

@@ -5,17 +5,21 @@ all tokens cost a small model as much as the model itself, and with a vocabulary
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.model import classification_head
 from train.packing.collate import IGNORE_INDEX, Batch
 from train.packing.packing_plan import answer_weights
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 MetricSums = dict[str, tuple[Any, float]]
 """{name: (sum, count)}; a sum may be a tensor."""
 
 
-def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+def log_probabilities(model: "PreTrainedModel", batch: Batch) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Return three tensors [N] over the answer tokens of a batch.
 
     They are the log-probability of the token, the number of the answer that it belongs to, and whether greedy decoding
@@ -32,7 +36,7 @@ def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
     return token_log_probs, sequences[:, columns][mask], logits.detach().argmax(dim=-1) == answer_ids
 
 
-def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
+def supervised_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> "tuple[torch.Tensor, MetricSums]":
     """Return the cross-entropy summed over answer tokens, each weighted by its row, and metrics for the log.
 
     With soft labels a token also has the probability of its answer as a factor: the sum over the answers of a row is
@@ -55,7 +59,7 @@ def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricS
     return -(token_log_probs * weights[sequence]).sum(), {"token_accuracy": accuracy}
 
 
-def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
+def dpo_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> "tuple[torch.Tensor, MetricSums]":
     """Return the DPO loss summed over pairs, and metrics for the log, each summed over pairs too.
 
     Source: arXiv:2305.18290, eq. 7; `loss_type: sigmoid` of TRL.
@@ -82,7 +86,7 @@ def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in metric_values.items()}
 
 
-def class_logits(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+def class_logits(model: "PreTrainedModel", batch: Batch) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Return three tensors over the rows of a batch of a classification head, in the order of the batch.
 
     They are the logits [N, labels] at the last prompt token, the class [N], and the number [N] of the row. The class is
@@ -94,7 +98,7 @@ def class_logits(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
     return logits, targets[rows, columns], batch.sequences[:, 1:][rows, columns]
 
 
-def classification_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
+def classification_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> "tuple[torch.Tensor, MetricSums]":
     """Return the cross-entropy of the classification head summed over rows, each with its weight, and its accuracy."""
     import torch
 
@@ -105,7 +109,7 @@ def classification_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, Met
     return (losses * weights[numbers]).sum(), {"accuracy": (correct.sum(), len(classes))}
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, MetricSums]]] = {
+OBJECTIVES: dict[str, Callable[["PreTrainedModel", Batch, float], tuple["torch.Tensor", MetricSums]]] = {
     "imitate": supervised_loss,
     "prefer": dpo_loss,
     "classify": classification_loss,

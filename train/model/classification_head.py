@@ -10,18 +10,21 @@ prompts contain, an id cannot tell them apart. Padding is on the right, so no to
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # The head's name in transformers' classes for language models; PEFT trains a module of this name in full.
 HEAD_MODULE = "score"
 
 
-def find_classifier(model: Any) -> Any:
+def find_classifier(model: "PreTrainedModel") -> Any:
     """Return the model with the head: the base of a PeftModel, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def compute_logits(model: Any, inputs: Mapping[str, Any], rows: Any, columns: Any) -> Any:
+def compute_logits(model: "PreTrainedModel", inputs: Mapping[str, Any], rows: Any, columns: Any) -> Any:
     """Return the logits [N, labels], in float32, at the N positions (row, column) of a batch.
 
     `inputs` are those of the base: input_ids [B, T], a mask, positions. On a GPU the base computes under autocast, as
@@ -38,7 +41,7 @@ def compute_logits(model: Any, inputs: Mapping[str, Any], rows: Any, columns: An
         return getattr(classifier, HEAD_MODULE)(hidden.float())
 
 
-def compute_padded_logits(model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Any:
+def compute_padded_logits(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_token_id: int) -> Any:
     """Return the logits [N, labels] of prompts, computed as one batch that is padded on the right."""
     import torch
 

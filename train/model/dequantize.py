@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
@@ -28,6 +28,10 @@ from insource.tracking import digests
 from insource.tracking.base_models import base_store, gguf_model
 from train.distributed import world
 from train.model import base
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 # Increase this number when the same base would be dequantized into something else.
 VERSION = 1
@@ -38,7 +42,9 @@ MAX_MEMORY_FRACTION = 0.4
 FallbackLogger = Callable[[str], None]
 
 
-def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger) -> tuple[Any, Path | None]:
+def load_training_base(
+    recipe: Recipe, store: Path, on_fallback: FallbackLogger
+) -> "tuple[PreTrainedModel, Path | None]":
     """Return the base for training, and the folder of its dequantized weights, or None if the published base is served.
 
     `store` is the folder of all such bases; the main process writes. Raise RecipeError if there is no such base.
@@ -65,7 +71,7 @@ def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger)
 
 
 @contextmanager
-def dequantize_layers(model: Any, on_fallback: FallbackLogger) -> Iterator[None]:
+def dequantize_layers(model: "PreTrainedModel", on_fallback: FallbackLogger) -> Iterator[None]:
     """Replace 4-bit layers by dequantized ones with the same values inside of the block, if memory allows.
 
     For many passes without gradients: each pass would dequantize all layers again. The weights must be unsharded in
@@ -96,13 +102,13 @@ def dequantize_layers(model: Any, on_fallback: FallbackLogger) -> Iterator[None]
             setattr(parent, name, layer)
 
 
-def dequantized_layer_bytes(model: Any) -> int:
+def dequantized_layer_bytes(model: "PreTrainedModel") -> int:
     """Return the memory of `dequantize_layers`: the bytes of the dequantized weights, 0 if they are too many."""
     size = _layer_bytes(model, _four_bit_layers(model))
     return size if size <= MAX_MEMORY_FRACTION * device_memory_bytes(model.device) else 0
 
 
-def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
+def _four_bit_layers(model: "PreTrainedModel") -> list[tuple[object, str, object]]:
     """Return all 4-bit layers, each with its parent module and its name in it."""
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -114,11 +120,11 @@ def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _layer_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
+def _layer_bytes(model: "PreTrainedModel", layers: list[tuple[Any, str, Any]]) -> int:
     return int(sum(layer.in_features * layer.out_features for *_, layer in layers) * model.dtype.itemsize)
 
 
-def device_memory_bytes(device: Any) -> int:
+def device_memory_bytes(device: "torch.device") -> int:
     """Return the memory of a device, or the part of it that this process may use."""
     import torch
 
@@ -128,7 +134,7 @@ def device_memory_bytes(device: Any) -> int:
     return environment.memory_bytes()
 
 
-def _dequantize_layer(layer: Any, dtype: Any) -> Any:
+def _dequantize_layer(layer: Any, dtype: "torch.dtype") -> Any:
     """Return an ordinary layer with the weights of a 4-bit layer.
 
     It computes in the type of the weights, like the original.
@@ -146,12 +152,12 @@ def _dequantize_layer(layer: Any, dtype: Any) -> Any:
     return dequantized.train(layer.training)
 
 
-def compute_digest(recipe: Recipe, model: Any) -> str:
+def compute_digest(recipe: Recipe, model: "PreTrainedModel") -> str:
     """Return the digest of everything that the dequantized weights of a base depend on."""
     return _compute_digest(recipe, getattr(model.config, "_commit_hash", None), str(model.dtype).removeprefix("torch."))
 
 
-def dequantized_bytes(model: Any) -> int:
+def dequantized_bytes(model: "PreTrainedModel") -> int:
     """Return the bytes of a model's weights after dequantization, in the type that it computes in."""
     return int(model.num_parameters()) * int(model.dtype.itemsize)
 
@@ -189,7 +195,9 @@ def _find_existing(recipe: Recipe, store: Path) -> Path | None:
     return path if size <= MAX_MEMORY_FRACTION * environment.memory_bytes() else None
 
 
-def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fallback: FallbackLogger) -> Path | None:
+def _write_if_missing(
+    recipe: Recipe, model: "PreTrainedModel", path: Path, size: int, on_fallback: FallbackLogger
+) -> Path | None:
     """Return the folder, written if it is missing, or None after a fallback message if that is not possible."""
     with base_store.lock_base(path):
         if (path / atomic_files.CHECKSUMS).is_file() and not atomic_files.find_changes(path):
@@ -223,7 +231,7 @@ def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fall
     return path
 
 
-def _describe_base(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _describe_base(recipe: Recipe, model: "PreTrainedModel") -> dict[str, object]:
     folder = Path(recipe.model.base)
     local, gguf = folder.is_dir(), gguf_model.read_gguf_info(recipe.model.base)
     return {
@@ -233,14 +241,14 @@ def _describe_base(recipe: Recipe, model: Any) -> dict[str, Any]:
     }
 
 
-def _dequantize_model(model: Any) -> Any:
+def _dequantize_model(model: "PreTrainedModel") -> "PreTrainedModel":
     """Replace the layers of a quantized model by ordinary ones with the same weights, in place, and return it."""
     dequantized = model.dequantize()
     dequantized.requires_grad_(False)
     return dequantized.eval()
 
 
-def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
+def _save_base(model: "PreTrainedModel", folder: Path, recipe: Recipe) -> None:
     """Write weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
     dequantized = _copy_to_main_memory(model) if getattr(model, "is_quantized", False) else model
     dequantized.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
@@ -252,7 +260,7 @@ def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _copy_to_main_memory(model: Any) -> Any:
+def _copy_to_main_memory(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return a model in main memory with the dequantized weights of a model, only for saving.
 
     Layers are dequantized one by one on their device, so that a GPU never holds a second model.

@@ -11,10 +11,15 @@ remainder, as with any adapter on a quantized base. vLLM serves the exported ada
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.errors import RecipeError
 from insource.config.schema.lora import Lora
+
+if TYPE_CHECKING:
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
 ADAPTER_NAME = "default"
 
@@ -24,7 +29,7 @@ def needs_base_weights(lora: Lora) -> bool:
     return lora.init_lora_weights not in (True, "gaussian")
 
 
-def init_from_base_weights(model: Any, lora: Lora) -> None:
+def init_from_base_weights(model: "PreTrainedModel", lora: Lora) -> None:
     """Initialize the adapter of a quantized PeftModel from the weights before quantization, in place.
 
     Load the base once more, unquantized, into main memory. Raise RecipeError if it was published quantized.
@@ -48,7 +53,7 @@ def init_from_base_weights(model: Any, lora: Lora) -> None:
             _init_layer(layer, weight.to(device, torch.float32), lora)
 
 
-def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
+def _init_layer(layer: "LoraLayer", weight: "torch.Tensor", lora: Lora) -> None:
     if lora.init_lora_weights == "loftq":
         lora_a, lora_b = _loftq_initialization(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
     else:
@@ -58,7 +63,9 @@ def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
     layer.lora_A[ADAPTER_NAME].weight.data, layer.lora_B[ADAPTER_NAME].weight.data = lora_a, lora_b
 
 
-def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]:
+def _peft_initialization(
+    layer: "LoraLayer", weight: "torch.Tensor", lora: Lora
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Return A, B and the remainder of a weight, as PEFT computes them for an unquantized layer."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -81,7 +88,9 @@ def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any,
     )
 
 
-def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
+def _loftq_initialization(
+    layer: "LoraLayer", weight: "torch.Tensor", rounds: int
+) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return A and B that best compensate the quantization error of a weight. Leave the base quantized.
 
     LoftQ, arXiv:2310.08659, algorithm 1. PEFT's own version needs a GPU and ignores the scaling s of the adapter.
@@ -101,7 +110,7 @@ def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, An
     return lora_a.contiguous(), lora_b.contiguous()
 
 
-def _set_weight(base: Any, weight: Any) -> None:
+def _set_weight(base: Any, weight: "torch.Tensor") -> None:
     """Set the weight of a layer, quantized like the one before."""
     previous, parameter_class = base.weight, type(base.weight)
     if parameter_class.__name__ == "Int8Params":
@@ -123,7 +132,7 @@ def _set_weight(base: Any, weight: Any) -> None:
     base.weight = parameter.to(weight.device)
 
 
-def _load_unquantized(model: Any) -> Any:
+def _load_unquantized(model: "PreTrainedModel") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     config = model.config
@@ -136,7 +145,7 @@ def _load_unquantized(model: Any) -> Any:
     )
 
 
-def store_initial_weights(model: Any) -> None:
+def store_initial_weights(model: "PreTrainedModel") -> None:
     """Store A0 and B0 with the model, in main memory.
 
     A resumed run computes the same values before it loads its checkpoint.
@@ -148,7 +157,7 @@ def store_initial_weights(model: Any) -> None:
     }
 
 
-def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
+def to_standard_lora(model: "PreTrainedModel", state: dict[str, object] | None = None) -> tuple[dict[str, Any], Any]:
     """Return tensors and LoraConfig of the standard adapter of twice the rank that equals the trained adapter.
 
     It applies to the published base (as PEFT's path_initial_model_for_weight_conversion). The model must have

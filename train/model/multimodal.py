@@ -7,10 +7,13 @@ Tasks are text. An adapter on a tower that never runs gets no gradient, and seve
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def list_non_text_modules(model: Any) -> list[str]:
+def list_non_text_modules(model: "PreTrainedModel") -> list[str]:
     """Return the names of modules outside the text model and its head, [] for a text-only model."""
     if model.config.get_text_config() is model.config:
         return []
@@ -25,7 +28,7 @@ def list_non_text_modules(model: Any) -> list[str]:
     return module_names
 
 
-def build_exclude_modules(model: Any, exclude_modules: str | list[str] | None) -> str | list[str] | None:
+def build_exclude_modules(model: "PreTrainedModel", exclude_modules: str | list[str] | None) -> str | list[str] | None:
     """Return PEFT's exclude_modules: the recipe's value, and on a multimodal model all non-text modules too."""
     towers = list_non_text_modules(model)
     if not towers:
@@ -38,7 +41,7 @@ def build_exclude_modules(model: Any, exclude_modules: str | list[str] | None) -
     return "|".join(f"(?:{pattern})" for pattern in patterns)
 
 
-def fix_no_split_modules(model: Any) -> None:
+def fix_no_split_modules(model: "PreTrainedModel") -> None:
     """Remove names of missing layers from the model's `_no_split_modules`, in place.
 
     Some models name layers of towers that their towers do not have. FSDP shards a model by these names.

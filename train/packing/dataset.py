@@ -6,6 +6,7 @@ from typing import Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from train.distributed import world
@@ -32,7 +33,7 @@ class TrainingSet:
         return UpdateShards(self.rows, self.plan, self.updates, world.world_size())
 
 
-def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[TokenizedRow]:
+def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Rows) -> list[TokenizedRow]:
     """Return the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
     Raise RecipeError if the template renders a conversation with an answer differently from one without.
@@ -49,7 +50,7 @@ def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict
 
 
 def apply_soft_labels(
-    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[TokenizedRow], data: Sequence[Mapping[str, Any]]
+    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[TokenizedRow], data: Rows
 ) -> list[TokenizedRow]:
     """Return the rows with an answer for each probable label where `data` has probabilities of labels.
 
@@ -77,7 +78,7 @@ def apply_soft_labels(
     return soft_rows
 
 
-def _probable_labels(data_row: Mapping[str, Any]) -> dict[str, float]:
+def _probable_labels(data_row: DataRow) -> dict[str, float]:
     """Return {label: probability} of the labels of a row that are learnt, its own label first."""
     probabilities: Mapping[str, float] = data_row["probabilities"]
     others = {label: value for label, value in probabilities.items() if value >= MIN_PROBABILITY}

@@ -5,14 +5,19 @@ model gets it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from train.packing.packing_plan import TokenizedRow
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Recipe, config: Any) -> None:
+
+def check_training_rows(
+    rows: Sequence[TokenizedRow], tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, config: "PretrainedConfig"
+) -> None:
     """Raise RecipeError if the rows cannot be trained on; `config` is the base model's.
 
     The message names the row and the key to change.
@@ -44,7 +49,7 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
             )
 
 
-def sample_lines(row: TokenizedRow, tokenizer: Any) -> list[str]:
+def sample_lines(row: TokenizedRow, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return a row as the model gets it: the end of the prompt, the answer to learn, and the answer to avoid."""
     lines = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
     names = ("learns", "not")

@@ -14,16 +14,17 @@ memory    about 5.1 GB a process (estimate) of the 25.3 GB of its GPU: weights 2
 time      told after 5 updates
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.system.progress_bar import MIN_UNITS_FOR_ETA, format_duration
 from train.evaluate import decoding_memory
 from train.evaluate.decoding_memory import DecodingWorkload
 from train.evaluate.shared_cache import CPU_LIMITS, GPU_LIMITS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Bytes of optimizer state for each trainable parameter, by train.optim; paged optimizers may keep theirs elsewhere.
 OPTIMIZER_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
@@ -139,7 +140,7 @@ def _format_left_out(info: HeaderInfo) -> str | None:
 def _format_packing(info: HeaderInfo) -> str:
     computed, unpacked = info.tokens_per_update, info.unpacked_tokens_per_update
     if info.packing == "none":
-        return f"each row alone: {computed:,.0f} tokens an update"
+        return f"each row separately: {computed:,.0f} tokens an update"
     packs = f"in {_plural(info.packs_per_update, 'pack')}"
     if unpacked / computed < 1.05:
         return f"{info.packing}: {computed:,.0f} tokens an update, {packs}"
@@ -186,7 +187,7 @@ def _format_bytes(count: int) -> str:
 
 
 def estimate_memory(
-    model: Any,
+    model: "PreTrainedModel",
     *,
     pack_tokens: int,
     answer_tokens: int,
@@ -233,7 +234,7 @@ def estimate_memory(
     return replace(estimate, decoding_rows=rows, decoding_bytes=peak + extra_bytes)
 
 
-def weight_bytes(model: Any) -> int:
+def weight_bytes(model: "PreTrainedModel") -> int:
     """Return the bytes of the frozen weights in memory: 4-bit weights with their scales, each tensor once."""
     tensors: dict[int, int] = {}
     for parameter in model.parameters():
@@ -249,7 +250,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def _pack_bytes(
-    text_config: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
+    text_config: "PretrainedConfig", tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
 ) -> int:
     """Return the bytes that a pack needs for its backward pass.
 
@@ -277,13 +278,15 @@ def _pack_bytes(
     return int(retained + layer + mask + logits)
 
 
-def _process_bytes(model: Any, weights: int, pack: int) -> int:
+def _process_bytes(model: "PreTrainedModel", weights: int, pack: int) -> int:
     """Return the bytes of this process besides the model; 0 on a GPU, whose memory has only data of the training."""
     if model.device.type != "cpu":
         return 0
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    import psutil
+
+    resident = int(psutil.Process().memory_info().rss)
     trainable = sum(
         parameter.numel() * parameter.element_size() for parameter in model.parameters() if parameter.requires_grad
     )
-    other_bytes: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
+    other_bytes: int = max(0, resident - weights - trainable)
     return other_bytes + FIRST_UPDATE_BYTES + pack // CPU_RETAINED_DIVISOR

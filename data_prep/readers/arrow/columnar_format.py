@@ -68,7 +68,7 @@ def _read_parquet(file: SourceFile, source: Source, columns: Collection[str]) ->
 
 
 def _make_decoders(
-    description: dict[str, Any], columns: list[str], info: FileInfo
+    description: dict[str, object], columns: list[str], info: FileInfo
 ) -> dict[str, feature_decoders.Decoder]:
     """Return the decoders of the columns to read, and list the columns with class labels in `info`."""
     features = {name: feature for name, feature in description.items() if name in columns}
@@ -77,7 +77,7 @@ def _make_decoders(
     return feature_decoders.make_decoders(features)
 
 
-def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[Any]:
+def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[object]:
     """Yield the batches of a Parquet file, none across row groups.
 
     Each row group has its own dictionary, and Arrow does not join dictionaries inside lists or objects.
@@ -148,7 +148,10 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _read_rows(
-    file: SourceFile, batches: Iterator[Any], decoders: dict[str, feature_decoders.Decoder], size_limits: limits.Limits
+    file: SourceFile,
+    batches: Iterator[object],
+    decoders: dict[str, feature_decoders.Decoder],
+    size_limits: limits.Limits,
 ) -> Iterator[SourceRow]:
     """Yield the rows of the batches. Raise RecipeError if the file is damaged."""
     number = 0
@@ -166,7 +169,7 @@ def _read_rows(
         raise _unreadable_error(file, error, f":{number + 1}") from None
 
 
-def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
+def _to_python_rows(batch: Any) -> list[dict[str, object] | BadRowError]:
     """Return the rows of a batch; a row that Python cannot represent does not affect the others."""
     try:
         return list(batch.to_pylist())
@@ -174,7 +177,7 @@ def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
         return [_to_python_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
+def _to_python_row(row: Any) -> dict[str, object] | BadRowError:
     """Return the only row of a batch, or the problem of its first unconvertible column."""
     values = {}
     for name in row.schema.names:
@@ -185,7 +188,9 @@ def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
     return values
 
 
-def _decode_row(values: dict[str, Any] | BadRowError, decoders: dict[str, feature_decoders.Decoder]) -> dict[str, Any]:
+def _decode_row(
+    values: dict[str, object] | BadRowError, decoders: dict[str, feature_decoders.Decoder]
+) -> dict[str, object]:
     """Return the row with decoded JSON values. Raise BadRowError with the column if one cannot be decoded."""
     if isinstance(values, BadRowError):
         raise values
@@ -198,7 +203,7 @@ def _decode_row(values: dict[str, Any] | BadRowError, decoders: dict[str, featur
     return row
 
 
-def to_json_value(value: Any) -> Any:
+def to_json_value(value: object) -> object:
     """Return a table value as a JSON value. Raise BadRowError for other values, such as bytes and infinity."""
     if value is None or isinstance(value, bool | int):
         return value

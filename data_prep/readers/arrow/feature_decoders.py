@@ -16,7 +16,7 @@ from data_prep.readers.source_row import BadRowError
 Decoder = Callable[[Any], Any]
 
 
-def read_features(schema: Any) -> dict[str, Any]:
+def read_features(schema: Any) -> dict[str, object]:
     """Return the description in the metadata of an Arrow schema, with columns of Arrow's JSON type."""
     features: dict[str, Any] = {
         field.name: {"_type": "Json"} for field in schema if str(field.type).startswith("extension<arrow.json")
@@ -28,13 +28,13 @@ def read_features(schema: Any) -> dict[str, Any]:
         return features
 
 
-def make_decoders(description: Mapping[str, Any]) -> dict[str, Decoder]:
+def make_decoders(description: Mapping[str, object]) -> dict[str, Decoder]:
     """Return {column: decoder} for the columns whose stored values must be converted."""
     decoders = {name: _make_decoder(feature) for name, feature in description.items()}
     return {name: decoder for name, decoder in decoders.items() if decoder is not None}
 
 
-def find_class_labels(description: Mapping[str, Any]) -> list[str]:
+def find_class_labels(description: Mapping[str, object]) -> list[str]:
     """Return the columns with class label numbers."""
     return sorted(
         name
@@ -43,7 +43,7 @@ def find_class_labels(description: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _make_decoder(feature: Any) -> Decoder | None:
+def _make_decoder(feature: object) -> Decoder | None:
     """Return the decoder of a feature; None if its values are stored as they are."""
     if isinstance(feature, list):  # the list form of older versions
         feature = {"_type": "List", "feature": feature[0] if feature else {}}
@@ -81,7 +81,7 @@ def _class_label_decoder(names: list[str]) -> Decoder:
     return decode
 
 
-def _decode_json(value: Any) -> Any:
+def _decode_json(value: object) -> object:
     """Return the value of a JSON text. Raise BadRowError if it is not JSON."""
     if not isinstance(value, str):
         return value

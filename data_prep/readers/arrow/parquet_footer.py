@@ -96,7 +96,7 @@ def read_footer(path: Path) -> Footer:
     return Footer(payload["rows"], chunks)
 
 
-def parse_footer(path: str) -> dict[str, Any]:
+def parse_footer(path: str) -> dict[str, object]:
     """Return the declarations of a footer as JSON values. This may crash the process."""
     import pyarrow.parquet as pq
 

@@ -103,6 +103,6 @@ def _check_parameters(body: Mapping[str, Any], task: Task) -> None:
     config = body.get("output_config")
     requested_format = body.get("response_format") or (config.get("format") if isinstance(config, dict) else None)
     kind = requested_format.get("type") if isinstance(requested_format, dict) else requested_format
-    schema = task.dataset.prompt["output_schema"] or {}
+    schema = task.dataset.prompt.output_schema or {}
     if kind not in (None, "text") and schema.get("type") != "object":
         raise invalid_request(f"response_format: the task {task.name} answers with no JSON object; {hint}")

@@ -58,5 +58,5 @@ async def answer_chat(
 
 def _supports_constraint(task: Task, path: str) -> bool:
     """Return whether vLLM can constrain an answer on a path to the task's schema: Anthropic's format has no grammar."""
-    free_text = task.dataset.prompt["grammar"] is None
+    free_text = task.dataset.prompt.grammar is None
     return free_text or (path == chat_request.COMPLETIONS_PATH and task.grammar is not None)

@@ -142,7 +142,7 @@ def describe_input(task: Task) -> Schema:
 
 def describe_answer(task: Task) -> Schema:
     """Return the schema of a valid answer of a task: the schema that its answers are checked against, or a text."""
-    return dict(task.dataset.prompt["output_schema"] or TEXT)
+    return dict(task.dataset.prompt.output_schema or TEXT)
 
 
 def describe_task_request(task: Task) -> Schema:

@@ -142,7 +142,7 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     return body
 
 
-def _build_output_config(backend: Backend, request: Request) -> dict[str, Any]:
+def _build_output_config(backend: Backend, request: Request) -> dict[str, object]:
     config: dict[str, Any] = {}
     if backend.effort not in (None, "none") and "effort" not in backend.omitted_parameters:
         config["effort"] = backend.effort

@@ -24,7 +24,7 @@ KEYWORD_DESCRIPTIONS = {
 }
 
 
-def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+def wrap_in_object(schema: Mapping[str, object]) -> dict[str, object]:
     """Return a schema with an object at the top: the schema itself, or an object with the single key `answer`."""
     if schema.get("type") == "object":
         return dict(schema)
@@ -36,7 +36,7 @@ def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
+def unwrap_answer(schema: Mapping[str, object], text: str) -> str:
     """Return the value of the single key as the task parses it.
 
     Other text is returned unchanged, and scores as wrong.
@@ -55,7 +55,7 @@ def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
 
 def restrict_keywords(
     schema: Mapping[str, Any], keywords: Collection[str] | None, one_type: bool = False
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return a schema with the keywords that a provider accepts (None: all); the others move into the description.
 
     `one_type`: a list of types becomes anyOf, and an enum has no type beside it. Anthropic's own helper writes this
@@ -86,7 +86,7 @@ def restrict_keywords(
     return _split_type_union(restricted) if one_type else restricted
 
 
-def _split_type_union(schema: dict[str, Any]) -> dict[str, Any]:
+def _split_type_union(schema: dict[str, Any]) -> dict[str, object]:
     types = schema.get("type")
     if "enum" in schema or "const" in schema:
         schema.pop("type", None)

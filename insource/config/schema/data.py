@@ -33,12 +33,12 @@ class Task(Section):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _labels_to_text(cls, labels: Any) -> Any:
+    def _labels_to_text(cls, labels: object) -> object:
         return task_labels.labels_to_text(labels)
 
     @field_validator("labels")
     @classmethod
-    def _check_labels(cls, labels: Any) -> Any:
+    def _check_labels(cls, labels: Any) -> object:
         if labels != "auto":
             task_labels.check_labels(labels)
         return labels
@@ -53,7 +53,7 @@ class Task(Section):
 
     @field_validator("normalizers")
     @classmethod
-    def _check_normalizers(cls, normalizers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def _check_normalizers(cls, normalizers: dict[str, object], info: ValidationInfo) -> dict[str, object]:
         if (json_schema := info.data.get("json_schema")) is not None:
             json_schema_subset.check_normalizers(normalizers, json_schema)
         return normalizers

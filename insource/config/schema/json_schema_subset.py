@@ -21,7 +21,7 @@ ROOT_KEYS = (*OBJECT_KEYS, "$schema")
 MAX_DEPTH = 4
 
 
-def check_schema(json_schema: Mapping[str, Any]) -> None:
+def check_schema(json_schema: Mapping[str, object]) -> None:
     """Raise ValueError with the unsupported part, if the output constraint cannot enforce this schema."""
     from jsonschema import Draft202012Validator, SchemaError
 
@@ -41,7 +41,7 @@ def check_schema(json_schema: Mapping[str, Any]) -> None:
         )
 
 
-def list_paths(json_schema: Mapping[str, Any]) -> list[str]:
+def list_paths(json_schema: Mapping[str, object]) -> list[str]:
     """Return the paths of all values of a record; nested ones as supplier.name and line_items.price."""
     return [path for path, _ in iterate_values(json_schema)]
 
@@ -56,7 +56,7 @@ def iterate_values(json_schema: Mapping[str, Any], prefix: str = "") -> Iterator
             yield prefix + name, "string" if "enum" in value_schema else _list_types(value_schema)[0]
 
 
-def limits_to_int(json_schema: Any) -> Any:
+def limits_to_int(json_schema: object) -> Any:
     """Return the schema with integer maxLength and maxItems: JSON Schema allows 30.0 for 30, a grammar does not."""
     if isinstance(json_schema, list):
         return [limits_to_int(entry) for entry in json_schema]
@@ -68,7 +68,7 @@ def limits_to_int(json_schema: Any) -> Any:
     }
 
 
-def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
+def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, object]) -> None:
     """Raise ValueError with the unknown fields, if a normalizer names a field that does not exist."""
     fields = list_paths(json_schema)
     if unknown := [name for name in normalizers if name not in fields]:

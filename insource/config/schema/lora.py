@@ -6,7 +6,7 @@ Every field of LoraConfig is a key here, or is in UNSUPPORTED_KEYS with a reason
 `tests/insource/config/test_recipe.py` checks that.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -100,7 +100,7 @@ class Lora(Section):
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod
-    def _check_init(cls, value: Any) -> Any:
+    def _check_init(cls, value: object) -> object:
         if isinstance(value, str | bool) and value in _UNSUPPORTED_INITIALISATION:
             raise ValueError(f"given {value!r}: {_UNSUPPORTED_INITIALISATION[value]}")
         return value

@@ -68,7 +68,7 @@ def uses_bitsandbytes(optim: str) -> bool:
     return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
 
 
-def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: float) -> Iterator[Mistake]:
+def find_schedule_mistakes(kind: str, kwargs: Mapping[str, object], learning_rate: float) -> Iterator[Mistake]:
     """Yield (key, message) for unknown, invalid and missing settings of a schedule."""
     allowed = SCHEDULE_KWARGS[kind]
     for name, value in kwargs.items():

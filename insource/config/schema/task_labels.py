@@ -6,12 +6,11 @@
 """
 
 from collections.abc import Collection
-from typing import Any
 
 from insource.text.labels import clean_label, display_label, find_unclean
 
 
-def labels_to_text(labels: Any) -> Any:
+def labels_to_text(labels: object) -> object:
     """Return the labels with numbers and booleans as text; other values stay unchanged."""
     if isinstance(labels, list):
         return [_label_to_text(label) for label in labels]
@@ -27,7 +26,7 @@ def check_labels(labels: Collection[str]) -> None:
         raise ValueError(f"labels with white space at an edge, or with invisible characters: {corrections}")
 
 
-def _label_to_text(label: Any) -> Any:
+def _label_to_text(label: object) -> object:
     if isinstance(label, bool):
         return "true" if label else "false"
     if isinstance(label, int | float):

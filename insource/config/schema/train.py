@@ -6,7 +6,7 @@ docstring says "Not upstream". Keys of `accelerate` are those of accelerate's co
 """
 
 from datetime import date
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -224,7 +224,7 @@ class Accelerate(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_auto(cls, values: Any) -> Any:
+    def _resolve_auto(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
         resolved = dict(values)

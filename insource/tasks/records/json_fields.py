@@ -79,14 +79,14 @@ def allow_omission(schema: FieldSchema) -> dict[str, Any]:
     return relaxed
 
 
-def drop_nulls(value: Any) -> Any:
+def drop_nulls(value: object) -> Any:
     """Return a value without null fields, in objects at any depth."""
     if isinstance(value, dict):
         return {name: drop_nulls(entry) for name, entry in value.items() if entry is not None}
     return [drop_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-def fill_nulls(field: FieldSchema, value: Any) -> Any:
+def fill_nulls(field: FieldSchema, value: object) -> Any:
     """Return a value with null for omitted nullable fields, in objects at any depth."""
     if isinstance(value, list) and "items" in field:
         return [fill_nulls(field["items"], entry) for entry in value]
@@ -97,7 +97,7 @@ def fill_nulls(field: FieldSchema, value: Any) -> Any:
     return filled | missing
 
 
-def strip_extensions(schema: Any) -> Any:
+def strip_extensions(schema: object) -> Any:
     """Return a schema without `ordered`, this project's extension of JSON Schema for the comparison of lists."""
     if isinstance(schema, list):
         return [strip_extensions(entry) for entry in schema]
@@ -212,7 +212,7 @@ def _check_nested(field: FieldSchema, value: Any, location: str) -> None:
         raise type(error)(f"{location}: {error}" if location else str(error)) from None
 
 
-def blank_to_null(value: Any) -> Any:
+def blank_to_null(value: object) -> Any:
     """Return a value with null for blank texts, in objects at any depth."""
     if isinstance(value, dict):
         return {name: blank_to_null(entry) for name, entry in value.items()}
@@ -226,7 +226,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Return a value as JSON in the spelling of answers."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
@@ -255,15 +255,15 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_boolean(value: Any) -> bool:
+def _is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
-def _is_object(value: Any) -> bool:
+def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 

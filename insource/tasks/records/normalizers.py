@@ -61,7 +61,7 @@ _DIGITS, _SCIENTIFIC = (
 _GROUPED = re.compile(r"[0-9]{1,3}(?:[.,' ][0-9]{2,3})*[.,' ][0-9]{3}")
 
 
-def normalize(value: Any, normalizers: Collection[str]) -> Any:
+def normalize(value: object, normalizers: Collection[str]) -> Any:
     """Return a value that equal values share: text for text; for a number, text if `amount` is declared.
 
     `normalizers` are whitespace, case, punctuation, amount, date_dmy (day first in ambiguous dates), date_mdy. Their

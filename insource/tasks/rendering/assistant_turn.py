@@ -16,11 +16,14 @@ training uses open prompt, answer and stop as they are served (an own suffix). A
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from insource.config.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROBE_QUESTION, PROBE_ANSWER, PROBE_FOLLOW_UP = "Where is my parcel?", "It is late.", "And my refund?"
 
@@ -58,7 +61,7 @@ class Turn:
     """Whether the answered conversation equals the open prompt followed by the answer."""
 
 
-def read_turn(tokenizer: Any) -> Turn:
+def read_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     """Return the assistant's turn of the tokenizer's chat template.
 
     Raises RecipeError if the model does not answer immediately, or the template refuses a plain conversation.
@@ -87,7 +90,7 @@ def read_turn(tokenizer: Any) -> Turn:
     return turn
 
 
-def find_stop(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
+def find_stop(turn: Turn, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> str | None:
     """Return the token among `stops` with which the template ends an answer, None if there is none.
 
     If nothing ends a last answer (GLM), the first token of the following message does.
@@ -99,7 +102,7 @@ def find_stop(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
     return None
 
 
-def _render_next_message(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
+def _render_next_message(tokenizer: "PreTrainedTokenizerBase", conversation: list[dict[str, str]]) -> str:
     try:
         longer = tokenizer.apply_chat_template(
             [*conversation, {"role": "user", "content": PROBE_FOLLOW_UP}], tokenize=False

@@ -8,18 +8,21 @@ All errors of a missing tokenizer are raised here, before the weights are loaded
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import base_models
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "default"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}
 
 
-def load_base_tokenizer(model: Model) -> Any:
+def load_base_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a base model, with one chat template.
 
     Raises RecipeError if there is no tokenizer, or no chat template.
@@ -36,7 +39,7 @@ def load_base_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_auto_tokenizer(path: str, model: Model) -> Any:
+def load_auto_tokenizer(path: str, model: Model) -> "PreTrainedTokenizerBase":
     """Return the unchanged tokenizer of a folder or repository. Raises RecipeError if there is none.
 
     A Mistral repository may have tekken.json beside tokenizer.json. transformers 5 would then use mistral-common's
@@ -50,7 +53,7 @@ def load_auto_tokenizer(path: str, model: Model) -> Any:
         raise _no_tokenizer_error(model, error) from None
 
 
-def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
+def list_stop_tokens(model: Model, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
     listed = _read_generation_config(model).get("eos_token_id")
     ids = [listed] if isinstance(listed, int) else list(listed or [])
@@ -87,7 +90,7 @@ def check_not_gguf(model: Model) -> None:
         )
 
 
-def _select_template(model: Model, template: Any) -> Any:
+def _select_template(model: Model, template: object) -> Any:
     """Return the template for conversations without tools, if the tokenizer has several named templates."""
     if not isinstance(template, dict):
         return template

@@ -8,13 +8,16 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
 from insource.tasks.rendering import assistant_turn, base_tokenizer, pinned_template
 from insource.tasks.rendering.assistant_turn import Turn
 from insource.tasks.rendering.pinned_template import PinnedTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
 # Number of prompt tokens that decide how the first token of a completion is written as text.
@@ -37,7 +40,7 @@ class Example:
 class Rendering:
     """The prompt format of a base and the end of its answers."""
 
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     """With the pinned template as chat template, and the stop as EOS token."""
     pinned_values: dict[str, bool | str] = field(default_factory=dict)
     """Pinned variables of the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
@@ -53,7 +56,7 @@ class Rendering:
         return lines + ([f"stop      {self.stop_reason}"] if self.stop_reason else [])
 
 
-def load_tokenizer(model: Model) -> Any:
+def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a base model for training and serving, see load_rendering."""
     return load_rendering(model).tokenizer
 
@@ -81,17 +84,19 @@ def load_rendering(model: Model) -> Rendering:
     return _make_rendering(model, tokenizer, pinned, turn)
 
 
-def load_saved_tokenizer(folder: str) -> Any:
+def load_saved_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
     """Return the tokenizer that training saved with an adapter or a model, with its pinned template."""
     return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
-def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]) -> list[list[int]]:
     """Return the token ids of each conversation up to the answer."""
     return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 
 
-def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
+def render_examples(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages], answers: Sequence[str]
+) -> list[Example]:
     """Return the token ids of each conversation with its answer and the stop token (the tokenizer's EOS).
 
     If the template writes the answer directly after the open prompt, the template's rendering is used. Otherwise the
@@ -126,7 +131,7 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
     return examples
 
 
-def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+def decode_completion(tokenizer: "PreTrainedTokenizerBase", prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Return the text of completion tokens as a server writes it after a prompt, a leading space included."""
     context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
     context, text = (
@@ -141,7 +146,7 @@ def max_answer_tokens(longest: int) -> int:
     return max(MIN_ANSWER_TOKENS, math.ceil(ANSWER_LENGTH_FACTOR * longest))
 
 
-def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+def count_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
     """Return the number of tokens of each text."""
     if tokenizer.is_fast:
         return [
@@ -150,7 +155,7 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in _encode(tokenizer, texts)]
 
 
-def template_sha256(tokenizer: Any) -> str:
+def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the SHA-256 of the chat template, which identifies the trained template on a server."""
     return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
 
@@ -167,7 +172,9 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     return length
 
 
-def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: Turn) -> Rendering:
+def _make_rendering(
+    model: Model, tokenizer: "PreTrainedTokenizerBase", pinned: PinnedTemplate, turn: Turn
+) -> Rendering:
     """Return the rendering with its stop, which becomes the tokenizer's EOS. Raises RecipeError."""
     stops = base_tokenizer.list_stop_tokens(model, tokenizer)
     template_stop = assistant_turn.find_stop(turn, tokenizer, stops)
@@ -197,7 +204,7 @@ def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: 
     return Rendering(tokenizer, dict(pinned.values), own_suffix_reason, stop_reason)
 
 
-def _check_configured_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
+def _check_configured_stop(model: Model, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> str:
     if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
         return model.stop
     raise RecipeError(
@@ -207,21 +214,25 @@ def _check_configured_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -
     )
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _render_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
+def _render_prompts(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]) -> list[str]:
     texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
     return [str(text) for text in texts]
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = False) -> list[list[int]]:
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], split_special_tokens: bool = False
+) -> list[list[int]]:
     splitting = {"split_special_tokens": True} if split_special_tokens else {}
     return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, is_plain: bool) -> list[int]:
+def _encode_answer(
+    tokenizer: "PreTrainedTokenizerBase", open_prompt: str, prompt: list[int], answer: str, is_plain: bool
+) -> list[int]:
     """Return the ids of an answer after an open prompt that decode to exactly this text.
 
     Some tokenizers (SentencePiece) add a space before a text on its own, but not after a line break.

@@ -11,12 +11,12 @@ is the digest of its inputs. A registry has such a folder too, so that deployed 
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from insource.system import atomic_files
+from insource.tracking.prompt_spec import TrainedBase
 
 BASES_FOLDER = ".bases"
 METADATA_FILE = "base.json"
@@ -39,20 +39,11 @@ def find(folder: Path, digest: str) -> Path | None:
     return path if (path / atomic_files.CHECKSUMS).is_file() else None
 
 
-def read_record(path: Path, digest: str) -> dict[str, Any]:
-    """Return the record of a base in prompt.json: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
+def read_record(path: Path, digest: str) -> TrainedBase:
+    """Return the record of a base for prompt.json."""
     metadata = atomic_files.read_json(path / METADATA_FILE)
     hashes = {name: sha256 for name, sha256 in atomic_files.read_checksums(path).items() if name != METADATA_FILE}
-    return {"digest": digest, "quantization": metadata["quantization"], "dtype": metadata["dtype"], "sha256": hashes}
-
-
-def get_trained_record(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the record of the base that an adapter was trained on, from its prompt.json.
-
-    None if that is the published base, or if its weights could not be kept.
-    """
-    record: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
-    return record
+    return TrainedBase(digest=digest, quantization=metadata["quantization"], dtype=metadata["dtype"], sha256=hashes)
 
 
 @contextmanager

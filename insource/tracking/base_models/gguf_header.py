@@ -37,7 +37,7 @@ class GgufHeader:
     types: Mapping[str, int]
     """{quantization type: number of weights stored with it}."""
     weight_bytes: int
-    rope_factors: Any
+    rope_factors: object
     """The tensor ROPE_FACTORS_TENSOR as a numpy array, None if there is none."""
 
     @property

@@ -10,13 +10,16 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import environment
 from insource.tracking.base_models import base_store, gguf_header
 from insource.tracking.base_models.gguf_header import ROPE_FACTORS_TENSOR, GgufHeader, make_gguf_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LINK_NAME = "model.gguf"
 # Text that the saved tokenizer must encode equally: letters, digits, white space, marks, and what templates write.
@@ -32,7 +35,7 @@ DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "starcoder", "refact", "command-r", "
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4
 
 
-def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
+def write_model(path: Path, folder: Path, dtype: str) -> dict[str, object]:
     """Write weights, configuration, generation config and tokenizer into an empty folder. Return the file's properties.
 
     Raise RecipeError if the file is not supported, before reading weights if possible. Raise StageError if disk or
@@ -80,7 +83,7 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _load_config(header: GgufHeader, temp_folder: str) -> Any:
+def _load_config(header: GgufHeader, temp_folder: str) -> object:
     """Return the model's configuration, with the parts that transformers ignores. Raise RecipeError."""
     from transformers import AutoConfig
 
@@ -126,7 +129,7 @@ def _check_space(header: GgufHeader, folder: Path, bytes_per_weight: int) -> Non
         raise StageError(f"model.base: {header.name} cannot be written as a folder: {message}", code="INS-X008")
 
 
-def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
+def _check_weights(header: GgufHeader, model: "PreTrainedModel", loading_info: Any) -> None:
     """Raise RecipeError if weights of model and file do not match by name and shape."""
     import torch
 
@@ -147,7 +150,7 @@ def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
         raise make_gguf_error(header.name, f"{message}: the model would be a different one; use the published model")
 
 
-def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
+def _find_unread_tensors(header: GgufHeader, model: "PreTrainedModel") -> set[str]:
     """Return the tensors that transformers ignores silently.
 
     Of its two GGUF readers only the older one does; the newer one reports them itself.
@@ -163,7 +166,7 @@ def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
     return {name for name in header.tensors if name not in mapped and name.removesuffix(".weight") not in mapped}
 
 
-def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
+def _load_tokenizer(header: GgufHeader, temp_folder: str) -> object:
     """Return the tokenizer, with exactly the file's tokens.
 
     transformers adds <|endoftext|> to a byte-level vocabulary without it, such as Llama 3's. That token has no row in
@@ -209,7 +212,7 @@ def _collect_notes(header: GgufHeader) -> list[str]:
     ]
 
 
-def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, n_embeddings: int) -> None:
+def _save_tokenizer(header: GgufHeader, tokenizer: "PreTrainedTokenizerBase", folder: Path, n_embeddings: int) -> None:
     """Write the tokenizer.
 
     Raise RecipeError if it encodes differently after reloading, or has more tokens than the embeddings have rows.

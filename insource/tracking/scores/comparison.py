@@ -18,8 +18,8 @@ from insource.config.errors import StageError
 from insource.config.schema.compare import TUNED
 from insource.stats.paired import Conclusion
 from insource.system import atomic_files
+from insource.tracking.record import Number, Record, key
 from insource.tracking.scores.cost_result import CostResult
-from insource.tracking.scores.record import Number, Record, key
 from insource.tracking.scores.routing_result import RoutingResult
 from insource.tracking.scores.system_result import SystemResult
 

@@ -7,7 +7,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from insource.tracking.scores.record import Number, Record, key
+from insource.tracking.record import Number, Record, key
 
 
 class UnmeasuredCost(Record):

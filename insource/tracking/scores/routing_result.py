@@ -6,7 +6,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from insource.tracking.scores.record import Number, Record, key
+from insource.tracking.record import Number, Record, key
 
 
 class TestedSequence(Record):

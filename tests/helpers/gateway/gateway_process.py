@@ -134,7 +134,9 @@ class GatewaySetup:
         base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
         atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (prompt_fields or {}))
-        line = {"prompt_ids": [1, 2], "answer": answer} | ({"answered": served_answer} if served_answer else {})
+        line = {"id": "T000001", "prompt_ids": [1, 2], "answer": answer} | (
+            {"answered": served_answer} if served_answer else {}
+        )
         (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         atomic_files.write_checksums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]

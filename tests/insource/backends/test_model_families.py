@@ -17,6 +17,7 @@ from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, FAMILIES, 
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
+from insource.tracking.prompt_spec import PromptSpec
 from tests.helpers.errors import raises_error
 from tests.helpers.provider.provider_rules import find_refusal
 
@@ -34,7 +35,8 @@ BODY = {"openai": openai_chat.build_body, "anthropic": anthropic_messages.build_
 
 
 def sent(baseline: Baseline, schema: Any = RECORD, max_tokens: int = 64) -> dict[str, Any]:
-    backend = api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": schema}))  # type: ignore[arg-type]
+    dataset = SimpleNamespace(prompt=PromptSpec(output_schema=schema, max_answer_tokens=16))
+    backend = api_models.build_endpoint(baseline, dataset)  # type: ignore[arg-type]
     request = Request("T1", [{"role": "user", "content": "x"}], max_tokens, Constraint(None, schema))
     return BODY[backend.api_format](backend, request)
 
@@ -139,7 +141,8 @@ def test_endpoints_that_decide_are_in_the_table_and_get_no_schema() -> None:
         family = model_families.find_family(api, "any")  # type: ignore[arg-type]
         assert family.label_limits == (2, 255) and not family.supports_json_schema and not family.supports_batch
     baseline = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
-    assert api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
+    dataset = SimpleNamespace(prompt=PromptSpec(output_schema=RECORD, max_answer_tokens=16))
+    assert api_models.build_endpoint(baseline, dataset).structured == "none"  # type: ignore[arg-type]
 
 
 def test_a_temperature_that_the_recipe_sets_is_sent_where_it_may_be() -> None:

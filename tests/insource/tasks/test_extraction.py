@@ -20,9 +20,10 @@ from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.records.normalizers import normalize
 from insource.tasks.rendering import chat_template
 from insource.tracking import run as runs
+from insource.tracking.prompt_spec import ReferenceFile
 from tests.conftest import Command
 from tests.helpers.grammars import check_spelling, matches, sample_text
-from train import launch, worker
+from train import launch, run_data, worker
 from train.export import adapter
 from train.packing.packing_plan import TokenizedRow
 
@@ -316,21 +317,21 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
         "tuned     exact match 50.0%, field F1 83.3%, schema valid 100.0%  (2 validation rows)",
         "untuned   exact match 0.0%, field F1 44.4%, schema valid 50.0%  (the same base before training)",
     ]
-    card = adapter.model_card(run, recipe, scores, {"rows": 3, "sha256": "0123abcd"})
+    card = adapter.model_card(run, recipe, scores, ReferenceFile(rows=3, sha256="0123abcd"))
     assert "| field F1 | 83.3% | 44.4% |" in card
     assert "Weakest fields by F1: supplier (50%), document_type (100%), total (100%)." in card
     assert worker.wandb_headline(extraction, scores)["validation/untuned_schema_valid"] == 0.5
 
 
 def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told() -> None:
-    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10,))]) == chat_template.MIN_ANSWER_TOKENS
-    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10, [2] * 101))]) == 152
+    assert run_data.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10,))]) == chat_template.MIN_ANSWER_TOKENS
+    assert run_data.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10, [2] * 101))]) == 152
     recipe = load("extractor", (), "cpu").recipe
     spec = extraction.make_spec(recipe.task, {})
     prompt = adapter.build_prompt_spec(recipe, chat_template.load_rendering(recipe.model), spec, 152)
-    assert prompt["max_answer_tokens"] == 152
+    assert prompt.max_answer_tokens == 152
     # What is on disk is enough to ask, to constrain and to read as training did.
-    on_disk = json.loads(json.dumps(prompt))["task"]
+    on_disk = json.loads(json.dumps(prompt.to_json()))["task"]
     assert on_disk.pop("kind") == "extraction"
     assert extraction.Spec(**on_disk) == spec
 

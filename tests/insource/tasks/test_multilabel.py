@@ -21,6 +21,7 @@ from insource.stats import metric_stats
 from insource.system import atomic_files
 from insource.tasks import format_metrics, multilabel
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
+from insource.tracking.data_report import DataReport
 from insource.tracking.run import Run
 from tests.data_prep.test_data_faults import prepare_data, write_rows
 from tests.data_prep.test_label_identity import TOPICS, distinct_texts
@@ -236,7 +237,7 @@ def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write:
             assert report["labels"][label][name] == sum(label in row["target"] for row in splits[name])
     sizes = {str(size): sum(len(row["target"]) == size for row in prepared_rows) for size in range(4)}
     assert report["labels_per_row"] == {"may_be_empty": True, "rows": sizes}
-    summary = console.format_summary(report, "prepared")
+    summary = console.format_summary(DataReport(**report), "prepared")
     assert f"labels a row: 0: {sizes['0']} rows" in summary and "labels are not doubted" in summary
     assert report["suspects"]["found"] == 0 and "several labels" in report["suspects"]["why_none"]
     html = next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from insource.system import atomic_files
 from insource.tasks import extraction
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import record_counts
+from insource.tracking.data_report import DataReport
 from insource.tracking.run import Run
 from tests.data_prep.test_data_faults import prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
@@ -362,7 +363,7 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
         assert sum(states["line_items"]["all"].values()) == 40
         html = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
         assert "line_items.price" in html.replace("<wbr>", "")
-    assert "left out" not in console.format_summary(report, "prepared")
+    assert "left out" not in console.format_summary(DataReport(**report), "prepared")
 
 
 def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path) -> None:

@@ -351,13 +351,13 @@ def test_what_is_served_is_what_was_trained(
     assert base_models.is_gguf(recipe.model.base) is False and gguf_model.read_gguf_info(recipe.model.base)
     served = ServedModel("small", run, recipe, "adapter")
     folder, revision = launch_plan.locate_base(served, recipe.serve)
-    base_spec = served.prompt["base"]
+    base_spec = served.prompt.base
     assert (
-        base_spec["name"] == pocket_gguf.name
+        base_spec.name == pocket_gguf.name
         and revision is None
         and launch_plan.has_trained_weights(served, recipe.serve)
     )
-    weights = base_spec["trained"]["sha256"] if quantization == "nf4" else base_spec["sha256"]
+    weights = base_spec.trained.sha256 if base_spec.trained and quantization == "nf4" else base_spec.sha256
     assert atomic_files.sha256(Path(folder) / "model.safetensors") == weights["model.safetensors"]
     assert (Path(folder) == Path(recipe.model.base)) is (quantization == "none")
     assert launch_plan.find_adapter_problems(served, recipe.serve) == []

@@ -17,7 +17,7 @@ from insource.config import cli
 from insource.config.errors import StageError
 from insource.config.load import load
 from insource.system import atomic_files
-from insource.tracking import run
+from insource.tracking import manifest, run
 from insource.tracking.run import Run
 from tests.conftest import ROOT
 from tests.helpers.errors import raises_error
@@ -42,7 +42,7 @@ def example_run(tmp_path: Path) -> Run:
 
 
 def on_disk(example_run: Run, stage: str) -> Any:
-    return example_run.manifest["stages"][stage]
+    return example_run.manifest.to_json()["stages"][stage]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -53,7 +53,7 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
         [sys.executable, "-c", STAGE, str(example_run.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
-    assert example_run.stage("compare")["state"] == "running" and example_run.is_locked
+    assert example_run.stage("compare").state == "running" and example_run.is_locked
     with raises_error(StageError, "INS-X003", match="in use by another process"), run.lock_run(example_run):
         pass
     run.start_stage(example_run, "deploy", {})
@@ -62,15 +62,15 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
     process.wait()
     process.stdout.close()
     assert (
-        example_run.stage("compare")["state"] == "interrupted"
-        and example_run.stage("compare")["exit_reason"] == run.UNRECORDED_EXIT
+        example_run.stage("compare").state == "interrupted"
+        and example_run.stage("compare").exit_reason == manifest.UNRECORDED_EXIT
     )
     with run.lock_run(example_run):
         run.start_stage(example_run, "parity", {})
-        assert example_run.stage("parity")["state"] == "running"
+        assert example_run.stage("parity").state == "running"
         assert on_disk(example_run, "compare")["state"] == "interrupted"
         run.end_stage(example_run, "parity", "done", "done")
-    assert example_run.stage("parity")["state"] == "done"
+    assert example_run.stage("parity").state == "done"
 
 
 FAILING = """
@@ -98,9 +98,7 @@ def test_a_stage_that_fails_on_a_full_disk_tells_both_and_does_not_stay_running(
     assert completed.returncode == cli.FAILED
     assert "does not record that compare failed: File too large" in completed.stderr
     assert completed.stderr.endswith("failed[INS-A009]: the provider is gone\n")
-    assert (
-        on_disk(example_run, "compare")["state"] == "running" and example_run.stage("compare")["state"] == "interrupted"
-    )
+    assert on_disk(example_run, "compare")["state"] == "running" and example_run.stage("compare").state == "interrupted"
     assert not list(example_run.folder.glob(".manifest.json.*"))
 
 
@@ -116,7 +114,7 @@ def test_a_disk_that_may_only_be_read_is_told_and_the_run_is_read_from_it(exampl
         run.start_stage(disk_run, "compare", {})
         (disk_run.folder / ".lock").touch()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        assert disk_run.stage("compare")["state"] == "interrupted"
+        assert disk_run.stage("compare").state == "interrupted"
         with pytest.raises(OSError, match="Read-only") as error, run.lock_run(disk_run):
             pass
         assert cli.RUNS_HINT in cli.describe_os_error(error.value)
@@ -141,7 +139,7 @@ def test_a_file_system_without_locks_is_told_and_nothing_is_left(
         assert "keeps no locks" in cli.describe_os_error(error.value)
     assert not (tmp_path / "made").exists() and not list(tmp_path.glob(".made*"))
     run.start_stage(example_run, "compare", {})
-    assert example_run.stage("compare")["state"] == "running"  # nothing can tell
+    assert example_run.stage("compare").state == "running"  # nothing can tell
 
 
 def test_a_reader_does_not_keep_a_stage_from_beginning(example_run: Run) -> None:

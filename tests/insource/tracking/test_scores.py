@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
+from insource.tracking.record import Number, Record
 from insource.tracking.scores.comparison import Opening, read_scores, write_scores
-from insource.tracking.scores.record import Number, Record
 from tests.helpers import example_scores
 from tests.helpers.errors import raises_error
 from tests.helpers.example_scores import API_MODEL
