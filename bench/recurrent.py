@@ -216,7 +216,8 @@ def compute_gradients(model: Any, shard: UpdateShard, mode: PackingMode, tree: b
         if tree:
             batch.inputs.update(tree_inputs(batch))
         with pack_attention(model.config, batch):
-            (supervised_loss(model, batch, 0.0)[0] / shard.normalizer).backward()
+            loss = supervised_loss(model, batch, 0.0)[0] / shard.normalizer
+            loss.backward()  # type: ignore[no-untyped-call]
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -10,24 +10,27 @@ A state cannot go back to an earlier token, so a row with states takes no drafts
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.model.recurrent_layers import Convolution, Scan
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class _Grid:
     """The tokens of a pass as a grid, padded on the right: [rows of the pass, longest]."""
 
-    lines: Any
+    lines: "torch.Tensor"
     """The line of each row of the pass."""
-    lengths: Any
+    lengths: "torch.Tensor"
     """Tokens of each row of the pass."""
-    tokens: Any
+    tokens: "torch.Tensor"
     """The token of each place; padding repeats a token."""
-    valid: Any
+    valid: "torch.Tensor | None"
     """Places that are not padding, None if all are."""
-    places: Any
+    places: "torch.Tensor"
     """The place of each token in the flattened grid."""
 
 
@@ -36,15 +39,15 @@ class LineStates:
 
     def __init__(self, rows: int, prefix: "LineStates | None" = None) -> None:
         self.rows, self.prefix = rows, prefix
-        self.pasts: list[Any] = []
+        self.pasts: list[torch.Tensor] = []
         """The last inputs [rows, channels, width - 1] of each convolution, in the order of the layers."""
-        self.states: list[Any] = []
+        self.states: list[torch.Tensor] = []
         """The state [rows, ...] of each scan, in the order of the layers."""
         self.grid: _Grid | None = None
         self.convolutions = self.scans = 0
         """Convolutions and scans of this pass so far."""
 
-    def start_pass(self, lines: Sequence[int], device: Any) -> None:
+    def start_pass(self, lines: Sequence[int], device: "torch.device") -> None:
         """Begin a pass with tokens of these lines; the tokens of a line are side by side."""
         import torch
 
@@ -67,7 +70,7 @@ class LineStates:
         )
         self.convolutions = self.scans = 0
 
-    def convolve(self, convolution: Convolution, inputs: Any, width: int) -> Any:
+    def convolve(self, convolution: Convolution, inputs: "torch.Tensor", width: int) -> "torch.Tensor":
         """See `RowStates`."""
         import torch
 
@@ -83,7 +86,7 @@ class LineStates:
         output = convolution(past_and_new)[:, :, width - 1 :]
         return output.transpose(1, 2).flatten(0, 1)[grid.places].T[None]
 
-    def scan(self, scan: Scan, inputs: Sequence[Any]) -> Any:
+    def scan(self, scan: Scan, inputs: "Sequence[torch.Tensor]") -> "torch.Tensor":
         """See `RowStates`."""
         grid, layer = self._current_grid(), self.scans
         self.scans += 1
@@ -101,12 +104,12 @@ class LineStates:
         self.states[layer][grid.lines] = states.to(self.states[layer].dtype)
         return output.flatten(0, 1)[grid.places][None]
 
-    def keep(self, lines: Any) -> None:
+    def keep(self, lines: "torch.Tensor") -> None:
         """Drop all other lines."""
         self.pasts, self.states = [past[lines] for past in self.pasts], [state[lines] for state in self.states]
         self.rows = len(lines)
 
-    def _first_lines(self, tensor: Any) -> Any:
+    def _first_lines(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Return a copy of a tensor [1, ...] for every line."""
         return tensor.expand(self.rows, *tensor.shape[1:]).clone()
 

@@ -11,9 +11,12 @@ The gradients of all rows flow back through the state into the prefix, as they w
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.model.recurrent_layers import Convolution, Scan
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,24 @@ class Segment:
 class _Grid:
     """Segments of one depth and of similar length: a grid of tokens, padded on the right."""
 
-    tokens: Any
+    tokens: "torch.Tensor"
     """The token of each place, [segments, longest]; padding repeats a token."""
-    valid: Any
+    valid: "torch.Tensor | None"
     """[segments, longest], None if nothing is padded."""
-    parents: Any
+    parents: "torch.Tensor | None"
     """The place of each parent among the segments of the depth above, None at the top."""
 
 
 class BranchStates:
     """The segments of a pack of `tokens` tokens as `recurrent_layers.RowStates`. Tokens of no segment are padding."""
 
-    def __init__(self, segments: Sequence[Segment], tokens: int, device: Any) -> None:
+    def __init__(self, segments: Sequence[Segment], tokens: int, device: "torch.device") -> None:
         self.segments, self.device = segments, device
         self.levels: list[list[_Grid]] = []
         """The grids of each depth, the top first."""
-        self.outputs: Any = None
+        self.outputs: torch.Tensor
         """The place of each token in the outputs of all grids, [tokens]."""
-        self.layouts: dict[int, tuple[Any, Any]] = {}
+        self.layouts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """For a width of convolutions the inputs with their past, and the places of the tokens."""
         self._build_grids(tokens)
 
@@ -82,19 +85,19 @@ class BranchStates:
             None if parents is None else torch.tensor(parents, device=self.device),
         )
 
-    def scan(self, scan: Scan, inputs: Sequence[Any]) -> Any:
+    def scan(self, scan: Scan, inputs: "Sequence[torch.Tensor]") -> "torch.Tensor":
         """See `RowStates`."""
         import torch
 
-        outputs: list[Any] = []
-        above: Any = None
+        outputs: list[torch.Tensor] = []
+        above: torch.Tensor | None = None
         for level in self.levels:
             states = []
             for grid in level:
                 cells = [tensor[0].index_select(0, grid.tokens.flatten()) for tensor in inputs]
                 output, final_states = scan(
-                    [tensor.unflatten(0, grid.tokens.shape) for tensor in cells],
-                    None if grid.parents is None else above.index_select(0, grid.parents),
+                    [tensor.view(*grid.tokens.shape, *tensor.shape[1:]) for tensor in cells],
+                    None if grid.parents is None or above is None else above.index_select(0, grid.parents),
                     grid.valid,
                 )
                 outputs.append(output.flatten(0, 1))
@@ -102,7 +105,7 @@ class BranchStates:
             above = torch.cat(states)
         return torch.cat(outputs).index_select(0, self.outputs)[None]
 
-    def convolve(self, convolution: Convolution, inputs: Any, width: int) -> Any:
+    def convolve(self, convolution: Convolution, inputs: "torch.Tensor", width: int) -> "torch.Tensor":
         """See `RowStates`. Every segment is computed after the last tokens of its past, or after zeros."""
         import torch
 
@@ -114,7 +117,7 @@ class BranchStates:
         output = convolution(padded.index_select(0, past_and_tokens).T[None])
         return output[0].T.index_select(0, places).T[None]
 
-    def _build_layout(self, width: int, tokens: int) -> tuple[Any, Any]:
+    def _build_layout(self, width: int, tokens: int) -> "tuple[torch.Tensor, torch.Tensor]":
         import torch
 
         past = width - 1
