@@ -176,6 +176,13 @@ def test_other_forms_of_the_same_rows_become_the_same_recipe(
     assert recipe.compare.baselines[0].build_messages("late")[0] == {"role": "system", "content": SYSTEM}
 
 
+def test_a_json_array_is_imported_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "train.json"
+    source.write_text(json.dumps(ticket_rows(60), indent=1), encoding="utf-8")
+    code, recipe_path = run_import(monkeypatch, source)
+    assert code == 0 and prepare_recipe(recipe_path)[1]["rows"]["read"] == 60
+
+
 def encode_lines(rows: Iterable[Any], end: str = "\n") -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
 
@@ -211,7 +218,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     ),
     "an HTML page": (b"<html><body>401 Unauthorized</body></html>", "D008", "the content is an HTML page"),
     "gzip": (gzip.compress(encode_lines(ticket_rows(60)).encode()), "D008", "the content is gzip data"),
-    "one JSON array": (json.dumps(ticket_rows(60)).encode(), "D036", "train.jsonl:1  unreadable: a JSON array"),
+    "one JSON array": (json.dumps(ticket_rows(60)).encode(), "D008", "rename it to train.json"),
     "two tasks": (
         encode_lines([*ticket_rows(60), *ticket_rows(40, "Sort the letter.")]).encode(),
         "D037",
