@@ -134,7 +134,7 @@ def write_answers(responses: SystemResponses, path: Path) -> int:
         if price
         else ""
     )
-    print("          when it is gone, this takes its place in compare.baselines:", file=sys.stderr)
+    print("          after its shutdown, replace it in compare.baselines by:", file=sys.stderr)
     print(
         f'          - {{provider: file, path: "{path.name}", name: "{responses.system.name}"{price_text}}}',
         file=sys.stderr,
@@ -171,7 +171,9 @@ def _prepare_data(recipe: str, overrides: Sequence[str], hardware: str | None, r
 
 
 def _command() -> int:
-    parser = cli.build_parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
+    parser = cli.build_parser(
+        "compare.record", "Save the answers of an API model to the test rows before its shutdown."
+    )
     parser.add_argument("--system", help="its name in compare.baselines (default: the planned baseline)")
     arguments = parser.parse_intermixed_args()
     if arguments.dry_run:

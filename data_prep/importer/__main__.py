@@ -12,7 +12,7 @@ def main() -> int:
         prog="python -m data_prep.importer",
         description="Write a recipe for the rows of an OpenAI or Azure fine-tune, of a log of API calls, or of spans.",
     )
-    parser.add_argument("source", metavar="FROM", help="the file that the model was taught with, or a log: JSON lines")
+    parser.add_argument("source", metavar="FROM", help="the file that the model was trained on, or a log: JSON lines")
     parser.add_argument(
         "--test", default=_read_environment("TEST"), help="held-out rows of the same format (default: a split)"
     )

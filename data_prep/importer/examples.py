@@ -16,10 +16,15 @@ from typing import Any
 from data_prep.importer import api_logs, otel_spans
 from insource.config.errors import RecipeError
 from insource.tasks.chat_messages import parse_messages, read_answer, split_prompt
-from insource.tasks.source_record import UnusableRowError
+from insource.tasks.source_record import UnusableRowError, to_text
 from insource.text.text_keys import clean
 
 Values = Mapping[str, Any]
+# Reasons why a file is converted.
+EXPANSION_REASON = "each trained answer of a conversation becomes a row"
+WEIGHT_REASON = "answers of weight 0 are not trained on"
+LOG_REASON = "a log is no table of rows; personal data are replaced"
+OUTPUTS = ("preferred_output", "non_preferred_output")
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,20 @@ class Example:
     """Messages in the text that are no system message."""
     model: str | None = None
     """The model that answered, if a log has it."""
-    readable_in_place: bool = True
-    """Whether data preparation would read the same example from the line without conversion."""
+    conversion_reason: str = ""
+    """Why data preparation would not read the same example from the line; "" if it would."""
     expanded: bool = False
     """Whether the conversation has other examples too."""
-    has_single_system: bool = True
+    system_messages: int = 0
+    has_plain_system: bool = True
     """Whether the first message is the only system message, and its content a text."""
+    has_untrained_answer: bool = False
+    """Whether the text contains an answer of weight 0."""
+
+    @property
+    def characters(self) -> int:
+        """Return the characters of the text and its answers."""
+        return len(self.text) + len(self.answer) + len(self.rejected or "")
 
 
 ExampleReader = Callable[[Values], Iterator[Example | UnusableRowError]]
@@ -54,29 +67,44 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
     raw_messages = values.get("messages")
     try:
         messages = parse_messages(raw_messages, "messages")
+        weights = _read_weights(raw_messages, len(messages))
     except UnusableRowError as error:
         yield error
         return
-    weights = (
-        [message.get("weight", 1) for message in raw_messages]
-        if isinstance(raw_messages, list)
-        else [1] * len(messages)
-    )
     if messages[-1]["role"] != "assistant":
         problem = "the conversation does not end in an answer of the assistant"
         yield UnusableRowError("no_answer", f"{problem} (reinforcement fine-tuning has no answers to learn)")
         return
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    trained_indices = [index for index in answers if weights[index] not in (0, "0")]
+    trained_indices = [index for index in answers if weights[index]]
     if not trained_indices:
-        yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
+        yield UnusableRowError("weight_0", "every answer has weight 0: the row trains nothing")
+    conversion_reason = ""
+    if len(trained_indices) > 1:
+        conversion_reason = EXPANSION_REASON
+    elif trained_indices != [len(messages) - 1]:
+        conversion_reason = WEIGHT_REASON
     for index in trained_indices:
         yield _make_example(
             messages[: index + 1],
-            readable_in_place=trained_indices == [len(messages) - 1],
+            conversion_reason=conversion_reason,
             expanded=len(trained_indices) > 1,
-            has_single_system=_has_single_system(raw_messages),
+            has_plain_system=_has_plain_system(raw_messages),
+            has_untrained_answer=any(answer < index and not weights[answer] for answer in answers),
         )
+
+
+def _read_weights(messages: Any, count: int) -> list[int]:
+    """Return the weight of each message, 0 or 1. Raise UnusableRowError for another weight."""
+    if not isinstance(messages, list):
+        return [1] * count
+    weights = []
+    for turn, message in enumerate(messages, start=1):
+        weight = message.get("weight")
+        if weight not in (None, 0, 1, "0", "1"):
+            raise UnusableRowError("bad_weight", f"turn {turn}: weight is {to_text(weight)[:40]}, allowed: 0 or 1")
+        weights.append(1 if weight is None else int(weight))
+    return weights
 
 
 def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
@@ -86,9 +114,12 @@ def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
         prompt = parse_messages(
             raw_input.get("messages") if isinstance(raw_input, dict) else raw_input, "input.messages"
         )
-        sides = [parse_messages(values.get(name), name) for name in ("preferred_output", "non_preferred_output")]
-        if any(len(side) > 1 for side in sides):
-            raise UnusableRowError("bad_pair", "an output of several messages (calls of tools); one answer is needed")
+        sides = [parse_messages(values.get(name), name) for name in OUTPUTS]
+        for name, side in zip(OUTPUTS, sides, strict=True):
+            if len(side) > 1:
+                raise UnusableRowError("bad_pair", f"{name} has {len(side)} messages, allowed: one answer")
+            if side[0]["role"] != "assistant":
+                raise UnusableRowError("bad_pair", f"{name} is a message of {side[0]['role']}, allowed: assistant")
         chosen, rejected = (clean(read_answer(side[0])) for side in sides)
         if not (chosen and rejected):
             raise UnusableRowError("no_answer", "one of the two answers is empty")
@@ -98,8 +129,15 @@ def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
     except UnusableRowError as error:
         yield error
         return
-    is_plain = isinstance(raw_input, dict)
-    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), readable_in_place=is_plain)
+    yield Example(
+        system,
+        text,
+        chosen,
+        rejected,
+        turns=_count_turns(prompt),
+        conversion_reason="" if isinstance(raw_input, dict) else "the input is a list of messages",
+        system_messages=len(prompt) - _count_turns(prompt),
+    )
 
 
 def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | UnusableRowError]]) -> ExampleReader:
@@ -118,7 +156,7 @@ def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | Unusab
 def _example_from_call(call: api_logs.ApiCall) -> Example | UnusableRowError:
     """Return the example of a call, or its problem."""
     try:
-        return _make_example(parse_messages(call.messages, "messages"), readable_in_place=False, model=call.model)
+        return _make_example(parse_messages(call.messages, "messages"), conversion_reason=LOG_REASON, model=call.model)
     except UnusableRowError as error:
         return error
 
@@ -145,7 +183,7 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
     )
 
 
-def _has_single_system(messages: Any) -> bool:
+def _has_plain_system(messages: Any) -> bool:
     """Return whether the first message is the only system message, and its content a text."""
     systems = (
         [message for message in messages if message.get("role") in ("system", "developer")]
@@ -158,9 +196,10 @@ def _has_single_system(messages: Any) -> bool:
 def _make_example(
     messages: Sequence[Mapping[str, str]],
     *,
-    readable_in_place: bool,
+    conversion_reason: str,
     expanded: bool = False,
-    has_single_system: bool = True,
+    has_plain_system: bool = True,
+    has_untrained_answer: bool = False,
     model: str | None = None,
 ) -> Example | UnusableRowError:
     """Return the example of a conversation that ends in its answer, or its problem."""
@@ -179,9 +218,11 @@ def _make_example(
         answer,
         turns=_count_turns(messages[:-1]),
         model=model,
-        readable_in_place=readable_in_place,
+        conversion_reason=conversion_reason,
         expanded=expanded,
-        has_single_system=has_single_system,
+        system_messages=len(messages) - 1 - _count_turns(messages[:-1]),
+        has_plain_system=has_plain_system,
+        has_untrained_answer=has_untrained_answer,
     )
 
 

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from data_prep import minhash
-from data_prep.importer.examples import Example, ExampleReader, detect_format
-from data_prep.importer.recipe_text import RecipeSource
+from data_prep.importer.examples import WEIGHT_REASON, Example, ExampleReader, detect_format
+from data_prep.importer.recipe_text import ROW_TOKEN_LIMITS, RecipeSource
 from data_prep.importer.survey import Survey
 from data_prep.readers import dotted_paths, limits, read, sources
+from data_prep.readers.limits import DEFAULT_LIMITS
 from data_prep.readers.source_row import SourceRow
 from data_prep.rows import columns, data_row
 from insource.config.errors import RecipeError
@@ -43,6 +44,13 @@ ROW_KEYS = (
 )
 # A line of a log may hold thousands of calls.
 LOG_ROW_MIB = 512
+# No model trains on more: the largest token limit of a recipe with eight characters a token.
+MAX_EXAMPLE_CHARACTERS = 8 * ROW_TOKEN_LIMITS[-1]
+# Data preparation refuses lines of 8 MiB. Escapes may make a line eight times as long as its texts.
+MAX_CHARACTERS_IN_PLACE = DEFAULT_LIMITS.row // 8
+# Reasons of unusable rows that data preparation would read, and why the file is converted for them.
+CONVERSION_REASONS = {"weight_0": WEIGHT_REASON, "bad_weight": WEIGHT_REASON}
+LARGE_ROW_REASON = "a row is too large to be read in place"
 # Near-duplicates are counted among this many rows; data preparation finds all of them.
 COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 
@@ -93,7 +101,11 @@ def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | Unusab
             continue
         title, reader = formats.get(row.file) or formats.setdefault(row.file, detect_format(row.file, row.values))
         for example in reader(row.values):
-            yield row, title, example
+            if isinstance(example, Example) and example.characters > MAX_EXAMPLE_CHARACTERS:
+                limit = f"allowed: {MAX_EXAMPLE_CHARACTERS:,}"
+                yield row, title, UnusableRowError("too_long", f"{example.characters:,} characters, {limit}")
+            else:
+                yield row, title, example
 
 
 def survey_files(paths: list[Path]) -> Survey:
@@ -102,7 +114,10 @@ def survey_files(paths: list[Path]) -> Survey:
     for path in paths:
         previous = None
         for row, title, example in read_examples(path):
-            survey.lines_read += previous != (previous := (row.file, row.line))
+            if previous != (previous := (row.file, row.line)):
+                survey.lines_read += 1
+                if limits.estimate_bytes(row.values) > MAX_CHARACTERS_IN_PLACE:
+                    survey.require_conversion(LARGE_ROW_REASON)
             if title and survey.format not in ("", title):
                 raise RecipeError(
                     f"{row.file} is {title}, but the other file is {survey.format}; give files of one format",
@@ -111,7 +126,7 @@ def survey_files(paths: list[Path]) -> Survey:
             survey.format = title or survey.format
             if isinstance(example, UnusableRowError):
                 # Data preparation trains on the last answer whatever its weight.
-                survey.readable_in_place &= example.reason != "weight_0"
+                survey.require_conversion(CONVERSION_REASONS.get(example.reason, ""))
                 if example.reason != "other_span":
                     survey.add_problem(f"{row.file}:{row.line}", example.reason, example.detail)
             else:

@@ -35,8 +35,9 @@ YAML_RESERVED_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "
 DEFAULT_EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
 # New answers may be longer than the longest one so far, and some alphabets need more than one token per character.
 TOKENS_PER_CHARACTER, MIN_ANSWER_TOKENS = 2, 64
-# Token limits of a row, the first is the default. The estimate is three characters per token; the next limit is chosen.
-CHARACTERS_PER_TOKEN, ROW_TOKEN_LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
+# Token limits of a row, the first is the default. The estimate is three bytes of UTF-8 per token, which is also a
+# character of Chinese per token; the next limit is chosen.
+BYTES_PER_TOKEN, ROW_TOKEN_LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,13 @@ def render_recipe(
         )
     lines += [*_task_lines(task, source), *_data_lines(folder, task, source)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
-    max_row_tokens = choose_row_tokens(answers.longest_row + len(make_instruction(task, source)))
+    max_row_tokens = choose_row_tokens(answers.longest_row_bytes + len(make_instruction(task, source).encode()))
     limit_settings = f", max_length: {max_row_tokens}" if max_row_tokens > ROW_TOKEN_LIMITS[0] else ""
     limit_settings += f", pack_tokens: {max_row_tokens}" if max_row_tokens > PACK_TOKENS else ""
     if source.redact:
         lines.append(f"privacy: {{redact: [{', '.join(source.redact)}]}}    # replaced in the converted file already")
     lines += [
-        "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
+        "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md lists other bases",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
         f"train: {{num_train_epochs: {DEFAULT_EPOCHS[task.kind]}, {rate}, batch_size: 16, "
         f"packing: shared_prefix{limit_settings}}}",
@@ -128,9 +129,9 @@ def render_recipe(
     return "\n".join(lines) + "\n"
 
 
-def choose_row_tokens(longest_row: int) -> int:
-    """Return the token limit for rows of up to `longest_row` characters."""
-    needed = longest_row / CHARACTERS_PER_TOKEN
+def choose_row_tokens(longest_row_bytes: int) -> int:
+    """Return the token limit for rows of up to `longest_row_bytes` bytes of UTF-8."""
+    needed = longest_row_bytes / BYTES_PER_TOKEN
     return next((limit for limit in ROW_TOKEN_LIMITS if limit >= needed), ROW_TOKEN_LIMITS[-1])
 
 
@@ -143,8 +144,8 @@ def choose_answer_tokens(longest_answer: int) -> int:
 def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
     """Return the lines of the section `task`."""
     instruction = make_instruction(task, source)
-    origin = "the system message" if source.system.strip() else "no system message: say what the model is to do"
-    origin += ", and what every text has in common" if source.preamble else ""
+    origin = "the system message" if source.system.strip() else "there is no system message: describe the task"
+    origin += ", and the common part of all texts" if source.preamble else ""
     if "\n" in instruction and _fits_block_scalar(instruction):
         instruction_lines = [
             "  instruction: |-    # " + origin,
@@ -158,14 +159,14 @@ def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
         lines.append("  labels_per_row: many")
     if task.kind == "classification":
         if task.labels:
-            lines.append("  labels:    # the most frequent first; say what each one means where its name does not")
+            lines.append("  labels:    # the most frequent first; describe those with unclear names")
             lines += [f'    {_quote(label)}: ""' for label in task.labels]
         else:
             lines.append(
-                f"  labels: auto    # those of the rows, {task.n_labels}; or a list, or {{label: what it means}}"
+                f"  labels: auto    # those of the rows, {task.n_labels}; or a list, or {{label: description}}"
             )
     if task.json_schema:
-        lines += ["  json_schema:    # from the answers, with headroom; say in a description what a name does not"]
+        lines += ["  json_schema:    # from the answers, with headroom; add a description to unclear names"]
         lines += ["    type: object", "    properties:"]
         lines += [
             f"      {_quote(name)}: {_flow_style(schema)}" for name, schema in task.json_schema["properties"].items()
@@ -235,7 +236,7 @@ def _compare_lines(
         ]
     if model is None or baseline != "openai:gpt-6-luna":
         lines.append("    - {provider: openai, model: gpt-6-luna}")
-    return [*lines, "  budget_usd: 5    # the most that all of them may cost"]
+    return [*lines, "  budget_usd: 5    # maximum cost of all of them"]
 
 
 def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer: int) -> list[str]:
@@ -245,7 +246,7 @@ def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer
     lines = [f"    - provider: {model.provider}    # {model.reason}", f"      model: {_quote(model.name)}"]
     if model.base_url:
         lines.append(f"      base_url: {_quote(model.base_url)}")
-    lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
+    lines += ["      messages:    # its prompt, with the text of the row in place of {input}"]
     lines += [f"        - {_flow_style(message)}" for message in (*system, user)]
     lines.append("      structured_output: false")
     family = model_families.find_family(PROVIDERS[model.provider].api_format, model.name)
@@ -255,9 +256,7 @@ def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer
     if family.sampling == "yes":
         lines.append("      temperature: 0")
     if not is_loopback(parse_host(model.base_url)):
-        lines.append(
-            "      # price: {input_usd_per_million: ..., output_usd_per_million: ...}    # where it is not known"
-        )
+        lines.append("      # price: {input_usd_per_million: ..., output_usd_per_million: ...}    # if it is unknown")
     return lines
 
 

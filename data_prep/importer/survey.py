@@ -31,8 +31,8 @@ class AnswerStatistics:
     rows: int = 0
     longest: int = 0
     """Characters of the longest answer."""
-    longest_row: int = 0
-    """Characters of the longest text with its answer."""
+    longest_row_bytes: int = 0
+    """Bytes of the longest text with its answer in UTF-8."""
     short_answers: Counter[str] = field(default_factory=Counter)
     """Rows per answer that may be a label, by label_key."""
     first_spellings: dict[str, str] = field(default_factory=dict)
@@ -87,12 +87,16 @@ class Survey:
     """Rows whose system message exceeded the maximum number."""
     models: Counter[str] = field(default_factory=Counter)
     multi_turn_rows: int = 0
-    readable_in_place: bool = True
-    """Whether data preparation would read the same rows from the file without conversion."""
+    conversion_reasons: list[str] = field(default_factory=list)
+    """Why data preparation would not read the same rows from the file; [] if it would."""
     expanded: bool = False
     """Whether a conversation has several examples."""
-    has_single_system: bool = True
+    joined_system_rows: int = 0
+    """Rows with several system messages."""
+    has_plain_system: bool = True
     """Whether each system message is the text of the first message."""
+    untrained_answer_rows: int = 0
+    """Rows whose text contains an answer of weight 0."""
     sample_texts: dict[str, list[str]] = field(default_factory=dict)
     """The first texts with each system message."""
     answers: dict[str, AnswerStatistics] = field(default_factory=dict)
@@ -107,13 +111,20 @@ class Survey:
             self.shown_problems.append(f"{location}  {reason}: {detail}")
             self.shown_by_reason[reason] += 1
 
+    def require_conversion(self, reason: str) -> None:
+        """Note a reason to convert the file, unless it is ""."""
+        if reason and reason not in self.conversion_reasons:
+            self.conversion_reasons.append(reason)
+
     def add(self, example: Example) -> None:
         """Count an example."""
         self.n_examples += 1
         self.multi_turn_rows += example.turns > 1
-        self.readable_in_place &= example.readable_in_place
+        self.require_conversion(example.conversion_reason)
         self.expanded |= example.expanded
-        self.has_single_system &= example.has_single_system
+        self.joined_system_rows += example.system_messages > 1
+        self.has_plain_system &= example.has_plain_system
+        self.untrained_answer_rows += example.has_untrained_answer
         self.preference_pairs += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
@@ -126,7 +137,8 @@ class Survey:
             texts.append(example.text)
         answers = self.answers.setdefault(example.system, AnswerStatistics())
         answers.add(example.answer)
-        answers.longest_row = max(answers.longest_row, len(example.text) + len(example.answer))
+        row_bytes = len(example.text.encode()) + len(example.answer.encode())
+        answers.longest_row_bytes = max(answers.longest_row_bytes, row_bytes)
 
 
 @dataclass(frozen=True)

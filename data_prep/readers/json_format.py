@@ -74,7 +74,9 @@ def _read_jsonl(file: SourceFile, decoding: TextDecoding, header: Header) -> Ite
         except json.JSONDecodeError as error:
             cut_hint = "; the last line is cut off" if not line.endswith(newline) else ""
             nul_hint = " (NUL bytes)" if "\0" in line else ""
-            yield SourceRow(file.name, number, {}, f"not JSON: {error.msg} at column {error.colno}{nul_hint}{cut_hint}")
+            # Some of json's messages end in "at".
+            problem = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{nul_hint}{cut_hint}"
+            yield SourceRow(file.name, number, {}, problem)
         except (ValueError, RecursionError) as error:
             yield SourceRow(file.name, number, {}, _error_message(error))
         else:

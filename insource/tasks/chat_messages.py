@@ -42,7 +42,7 @@ def parse_messages(value: object, column: str) -> Messages:
         except (ValueError, RecursionError):
             raise UnusableRowError("bad_messages", f"column {column!r} is text that is no JSON") from None
     if not isinstance(value, list) or not value:
-        problem = "an empty list" if value == [] else f"given {to_text(value)[:40]}"
+        problem = "an empty list" if value == [] else "given none" if value is None else f"given {to_text(value)[:40]}"
         raise UnusableRowError("bad_messages", f"column {column!r}: a list of messages is needed, {problem}")
     return [_parse_message(raw, f"column {column!r}, turn {turn}") for turn, raw in enumerate(value, start=1)]
 

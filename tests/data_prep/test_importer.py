@@ -130,8 +130,8 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
     assert run_import(monkeypatch, source, "--model", MODEL)[0] == 0
     recipe, report = prepare_recipe(tmp_path / "mine.yaml")
     assert recipe.task.kind == "generation" and report["rows"]["read"] == 1200 and not report["rows"]["rejected"]
-    assert f"{MODEL} was taught with these rows: give rows that it never saw" in capsys.readouterr().err
-    assert "flatters it" in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+    assert f"{MODEL} was trained on these rows: give rows that it was not trained on" in capsys.readouterr().err
+    assert f"# {MODEL} was trained on these rows" in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
     pairs = (
         {
             "input": {"messages": [{"role": "user", "content": row["message"]}], "tools": []},
@@ -144,7 +144,7 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
     recipe, report = prepare_recipe(tmp_path / "mine.yaml")
     assert recipe.task.kind == "preference" and report["rows"]["read"] == 800 and not report["rows"]["rejected"]
     assert recipe.compare.primary and recipe.compare.primary.baseline == "base"
-    assert "no baseline: an API tells no probability" in capsys.readouterr().err
+    assert "is no baseline: preferences are compared by the probability" in capsys.readouterr().err
 
 
 def test_a_recipe_that_is_there_is_not_written_over_unless_that_is_asked_for(
@@ -164,7 +164,7 @@ def test_rows_with_another_system_message_are_counted_and_left_out(
 ) -> None:
     other_rows = [chat_row("Hello there, my friend", "Good day", 'Be "kind":\nalways ☺') for _ in range(9)]
     code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "train.jsonl", [*ticket_rows(90), *other_rows]))
-    assert code == 0 and "left out  9 rows with 1 other system messages" in capsys.readouterr().err
+    assert code == 0 and "left out  9 rows with 1 other system message" in capsys.readouterr().err
     recipe, report = prepare_recipe(recipe_path)
     assert report["rows"]["filtered"] == 9 and set(report["labels"]) == set(QUEUES)
     assert recipe.data.source.path == str(tmp_path / "train.jsonl"), "the file is read where it lies"
@@ -455,8 +455,8 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
     assert (
         code == 0 and "120 of 123 rows can be used" in stderr and "failed_call 1" in stderr and "streamed 1" in stderr
     )
-    assert "email 24 rows, replaced by placeholders" in stderr
-    assert "same      0 rows say what another one says, and 60 nearly that" in stderr
+    assert "email in 24 rows, replaced by placeholders" in stderr
+    assert "same      0 duplicates and 60 near-duplicates of another row" in stderr
     rows_text = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
     files_before = sorted(tmp_path.iterdir())
     assert run_import(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0

@@ -60,8 +60,10 @@ DESCRIPTIONS = (
     ErrorDescription(
         "INS-D008",
         "Content unlike the file name",
-        "The file starts like another format (an old or protected Excel workbook, an archive, a PDF).",
-        "Rename the file to its format if insource reads that, else export it as CSV or .xlsx without a password.",
+        "The file starts like another format (an old or protected Excel workbook, an archive, a PDF), or it is a "
+        "response of an API without rows.",
+        "Rename the file to its format if insource reads that, else export it as CSV or .xlsx without a password. "
+        "Download it again if the message is an error of an API.",
         "rows.xlsx: this is an old Excel workbook (.xls), or one with a password; save it as .xlsx without a password",
     ),
     ErrorDescription(
