@@ -1,0 +1,20 @@
+"""A stand-in for an API model in a process of its own: `python -m bench.gateway_load.api_server PORT SECONDS LABEL`.
+
+It answers every chat with LABEL after SECONDS, by the rules of the real API (tests/helpers/provider/).
+"""
+
+import sys
+
+from aiohttp import web
+
+from tests.helpers.provider.faulty_provider import Provider, make_application
+
+
+def main() -> None:
+    port, seconds, label = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    provider = Provider(delay_seconds=seconds, answer=lambda text: label)
+    web.run_app(make_application(provider), host="127.0.0.1", port=port, access_log=None, print=None)
+
+
+if __name__ == "__main__":
+    main()

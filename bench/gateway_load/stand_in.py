@@ -1,0 +1,160 @@
+"""The gateway in front of a stand-in for vLLM that answers after a fixed time: its own latency and memory.
+
+The stand-in (tests/helpers/gateway/stand_in_vllm.py) computes nothing, and its prompts and answers are short.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bench.gateway_load.engine import CHAT_PATH, DIRECT, MAX_ADDED_MILLISECONDS, print_mode, summarize
+from bench.gateway_load.load import CONCURRENCY, OK_STATUS, LoadRequest, Round, Server, read_memory_mib, run_round
+from insource.config.load import load
+from insource.tasks import TASKS
+from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewayProcess, GatewaySetup
+
+DELAYS_SECONDS = (0.0, 0.3)
+"""0: as many requests as the gateway can forward. 0.3: a vLLM with 32 requests in flight, and processors to spare."""
+REPEATS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 4.0, 2.0
+N_REQUESTS, N_READERS, READER_SECONDS = 20_000, 200, 45.0
+SAMPLE_SECONDS = 0.5
+STREAM_KIB, ANSWER_KIB = 4096, 768
+MAX_GROWTH_MIB = 16.0
+LABEL = "delivery_delay"
+
+
+@contextmanager
+def run_stand_in(folder: Path) -> Iterator[tuple[GatewayProcess, Server, str]]:
+    """Run a gateway with a stand-in as its vLLM. Yield the gateway, the stand-in and the deployed version."""
+    setup = GatewaySetup(folder)
+    module = TASKS["classification"]
+    spec = module.make_spec(load(NAME, [], "cpu").recipe.task, {LABEL: "", "refund_status": ""})
+    prompt = {"task": {"kind": "classification", **spec.__dict__}, "grammar": module.grammar(spec)}
+    version = setup.deploy(LABEL, prompt_fields=prompt | {"output_schema": module.output_schema(spec)})
+    with setup.gateway(LOOPBACK_SETTING) as gateway:
+        gateway.wait_for_log("ready     ")
+        argv = Path(f"/proc/{gateway.engine_pid()}/cmdline").read_bytes().decode().split("\0")
+        yield gateway, Server("http://vllm", Path(argv[argv.index("--uds") + 1])), version
+
+
+def measure_overhead(folder: Path, scale: float) -> dict[str, Any]:
+    """Return what the gateway adds to the latency of a stand-in, and the targets that were missed."""
+    with run_stand_in(folder) as (gateway, engine, version):
+        figures, failed = asyncio.run(run_cases(gateway, engine, version, scale))
+    missed = [f"{failed:,} requests had no answer"] if failed else []
+    for name, mode in figures.items():
+        print_mode(name, mode)
+    added = figures["completions 300 ms"]["added_p50_milliseconds"]
+    if added > MAX_ADDED_MILLISECONDS:
+        missed.append(f"{added:.1f} ms more at the median; target {MAX_ADDED_MILLISECONDS}")
+    return {"concurrency": CONCURRENCY, "modes": figures, "missed": missed}
+
+
+async def run_cases(
+    gateway: GatewayProcess, engine: Server, version: str, scale: float
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the figures of each case, and the number of requests without an answer."""
+    server, figures, failed = Server(f"http://127.0.0.1:{gateway.port}"), {}, 0
+    internal = f"{NAME}@{version}"
+    cases = {
+        f"completions {1000 * delay:.0f} ms": (completion(internal, delay), completion(NAME, delay))
+        for delay in DELAYS_SECONDS
+    }
+    chat = make_request(CHAT_PATH, model=NAME, messages=[{"role": "user", "content": "where is my money"}])
+    cases["chat 0 ms"] = (completion(internal, 0.0), chat)
+    cases["task 0 ms"] = (completion(internal, 0.0), make_request(f"/v1/tasks/{NAME}", input="where is my money"))
+    for name, (direct_request, request) in cases.items():
+        rounds: dict[str, list[Round]] = {DIRECT: [], name: []}
+        await run_round(engine, direct_request, WARM_UP_SECONDS * scale)
+        await run_round(server, request, WARM_UP_SECONDS * scale)
+        for _ in range(REPEATS):
+            rounds[DIRECT].append(await run_round(engine, direct_request, ROUND_SECONDS * scale))
+            rounds[name].append(await run_round(server, request, ROUND_SECONDS * scale, pid=gateway.process.pid))
+        failed += sum(
+            one.outcomes.total() - one.outcomes[OK_STATUS] for mode_rounds in rounds.values() for one in mode_rounds
+        )
+        figures[f"{DIRECT} of {name}"] = summarize(rounds[DIRECT], rounds[DIRECT])
+        figures[name] = summarize(rounds[name], rounds[DIRECT])
+    return figures, failed
+
+
+def completion(model: str, delay: float) -> LoadRequest:
+    """Return a request for a completion that the stand-in answers after `delay` seconds."""
+    return make_request("/v1/completions", model=model, prompt="x" * 600, max_tokens=5, stand={"wait": delay})
+
+
+def make_request(path: str, **fields: Any) -> LoadRequest:
+    """Return a request whose body is always the same."""
+    body = json.dumps(fields).encode()
+    return LoadRequest(path, lambda number: body)
+
+
+def measure_memory(folder: Path, scale: float) -> dict[str, Any]:
+    """Return the memory of the gateway over many requests, and while clients read slowly."""
+    with run_stand_in(folder) as (gateway, _, _):
+        server, pid = Server(f"http://127.0.0.1:{gateway.port}"), gateway.process.pid
+        request = make_request(f"/v1/tasks/{NAME}", input="where is my money")
+        n_requests, samples, answered = int(N_REQUESTS * scale), [], 0
+        for _ in range(20):
+            one = asyncio.run(run_round(server, request, float("inf"), max_requests=n_requests // 20))
+            answered += one.outcomes[OK_STATUS]
+            samples.append(read_memory_mib(pid))
+        # Until a fifth of the requests caches and pools still fill.
+        growth = samples[-1] - samples[len(samples) // 5]
+        readers = measure_readers(gateway, server, request, READER_SECONDS * scale)
+    missed = [f"{n_requests - answered:,} of {n_requests:,} had no answer"] if answered < n_requests else []
+    missed += [f"memory grew by {growth:.1f} MiB"] if growth > MAX_GROWTH_MIB else []
+    late_growth = readers["after_mib"] - samples[-1]
+    missed += [f"memory stays {late_growth:.1f} MiB higher after readers"] if late_growth > MAX_GROWTH_MIB else []
+    missed += [f"beside readers {readers['unanswered']:,} had no answer"] if readers["unanswered"] else []
+    result = {"requests": n_requests, "samples_mib": [round(sample, 1) for sample in samples], "readers": readers}
+    print(f"memory    {samples[len(samples) // 5]:.1f} MiB after a fifth of the requests, {samples[-1]:.1f} after all")
+    print(f"readers   {readers}")
+    return result | {"missed": missed}
+
+
+def measure_readers(gateway: GatewayProcess, server: Server, request: LoadRequest, seconds: float) -> dict[str, Any]:
+    """Return the memory of the gateway while clients read large answers slowly, and afterwards."""
+    pid, samples, stopped = gateway.process.pid, [read_memory_mib(gateway.process.pid)], threading.Event()
+    readers = ((gateway.port, number % 2 == 0, stopped) for number in range(N_READERS))
+    threads = [threading.Thread(target=read_slowly, args=reader) for reader in readers]
+    for thread in threads:
+        thread.start()
+    deadline, outcomes = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        one = asyncio.run(run_round(server, request, SAMPLE_SECONDS))
+        outcomes = one.outcomes + outcomes if outcomes else one.outcomes
+        samples.append(read_memory_mib(pid))
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    time.sleep(2.0)
+    assert outcomes is not None
+    return {
+        "clients": N_READERS,
+        "before_mib": round(samples[0], 1),
+        "peak_mib": round(max(samples), 1),
+        "after_mib": round(read_memory_mib(pid), 1),
+        "requests_beside": outcomes.total(),
+        "unanswered": outcomes.total() - outcomes[OK_STATUS],
+    }
+
+
+def read_slowly(port: int, is_stream: bool, stopped: threading.Event) -> None:
+    """Ask for a large answer and read 16 bytes a second until the gateway disconnects, then ask again."""
+    stand = {"line_kib": STREAM_KIB} if is_stream else {"raw": json.dumps({"text": "x" * ANSWER_KIB * 1024})}
+    body = json.dumps({"model": NAME, "prompt": "x", "stream": is_stream, "stand": stand}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    while not stopped.is_set():
+        with suppress(OSError), socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(head + body)
+            while not stopped.wait(1.0) and connection.recv(16):
+                pass
