@@ -1,6 +1,6 @@
 """A chat completion of an engine in OpenAI's format, with only the fields that `openai_chat.parse_completion` reads.
 
-The SDK's class for it takes a millisecond to fill, because it fills every token of the log-probabilities by reflection.
+The SDK's class fills every token of the log-probabilities by reflection, which takes 80 times as long.
 """
 
 from typing import Any
