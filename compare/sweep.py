@@ -69,8 +69,6 @@ class TrainedVariant:
     rows_sha256: str
     """Of the validation rows, by id and text."""
     training_seconds: float
-    training_usd: float | None
-    """None if the price of the machine is unknown."""
     parameters: int
     """Of the base; 0 if an earlier version, which did not record it, trained the variant."""
 
@@ -97,7 +95,7 @@ def main() -> int:
         if code:
             failed[variant.name] = f"training ended with exit code {code}"
         else:
-            trained.append(evaluate_variant(variant, run.find(parent / loaded.name, None), loaded.recipe.cost))
+            trained.append(evaluate_variant(variant, run.find(parent / loaded.name, None)))
             if trained[-1].rows_sha256 != trained[0].rows_sha256:
                 raise StageError(
                     f"variant {variant.name} was scored on other validation rows than {trained[0].variant.name}: its "
@@ -111,7 +109,7 @@ def main() -> int:
             code="INS-C011",
         )
     ranked = sorted(trained, key=lambda candidate: (-candidate.headline_metrics[metric], candidate.parameters))
-    board = [leaderboard_entry(candidate, ranked[0], metric) for candidate in ranked]
+    board = [leaderboard_entry(candidate, ranked[0], metric, loaded.recipe.cost) for candidate in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
     summary = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
@@ -209,8 +207,8 @@ def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
     return subprocess.run(argv, check=False).returncode
 
 
-def evaluate_variant(variant: Variant, trained_run: Run, cost: Cost) -> TrainedVariant:
-    """Return the validation metrics of a trained run, and the cost of its training."""
+def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
+    """Return the validation metrics of a trained run."""
     metrics = trained_run.stage("train")["metrics"]
     dataset = eval_dataset.load_validation_dataset(trained_run)
     rows: Sequence[Mapping[str, Any]] = []
@@ -230,7 +228,6 @@ def evaluate_variant(variant: Variant, trained_run: Run, cost: Cost) -> TrainedV
         rows,
         atomic_files.digest([[row["id"], row["input"]["text"]] for row in dataset.test]),
         metrics["seconds"],
-        compute_training_usd(cost, trained_run.recipe().accelerate, metrics["seconds"]),
         metrics.get("parameters", 0),
     )
 
@@ -242,7 +239,7 @@ def compute_training_usd(cost: Cost, accelerate: Accelerate, seconds: float) -> 
     return None if hourly is None else hourly * n_machines * seconds / 3600
 
 
-def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
+def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str, cost: Cost) -> dict[str, Any]:
     """Return the leaderboard entry of a variant, with its difference from the best one.
 
     The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500). The
@@ -257,7 +254,7 @@ def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str
         "interval": None,
         "to_the_best": None,
         "training_seconds": trained.training_seconds,
-        "training_usd": trained.training_usd,
+        "training_usd": compute_training_usd(cost, trained.run.recipe().accelerate, trained.training_seconds),
         "parameters": trained.parameters,
     }
     if metric not in trained.metric_stats:

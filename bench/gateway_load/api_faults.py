@@ -1,4 +1,7 @@
-"""The API model behind the gateway is stopped, slowed to 30 s and brought back while 32 clients query."""
+"""The API model behind the gateway is stopped, slowed to 30 s and brought back while 32 clients query.
+
+The deployed model is a stand-in whose confidence never reaches the threshold, so every input goes to the API model.
+"""
 
 import asyncio
 import json
@@ -17,13 +20,18 @@ from typing import Any
 from aiohttp import ClientError
 
 from bench import machine
-from bench.gateway_load.gateway_run import HEADERS, GatewayRun, run_gateway
-from bench.gateway_load.load import CONCURRENCY
+from bench.gateway_load.load import CONCURRENCY, Server
+from bench.gateway_load.stand_in import run_stand_in
 from demo_data.support_tickets import generate_tickets
 from insource.config.errors import StageError
 from serve.vllm.server_process import free_port
+from tests.helpers.gateway.gateway_process import NAME
 
 SLOW_SECONDS = 30.0
+ALWAYS_UNSURE = 2.0
+"""A threshold that no confidence reaches."""
+CLIENT_PAUSE_SECONDS = 0.1
+"""Between an answer and the next request of a client: the stand-in would answer thousands while the API is away."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,10 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
     api = ApiServer("refund_status")
     baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "http://127.0.0.1:{api.port}/v1", name: api, '
     baseline += "api_key_env: API_KEY}]"
-    settings = (f"compare.baselines={baseline}", "compare.primary=null", "route.usd_per_month=1000")
+    settings = (f"compare.baselines={baseline}", "compare.primary=null")
     try:
-        with run_gateway(folder, *settings, with_threshold=True, API_KEY="secret") as gateway:
-            phases = asyncio.run(run_phases(gateway, api, scale))
+        with run_stand_in(folder, *settings, threshold=ALWAYS_UNSURE, API_KEY="secret") as (gateway, _, _):
+            phases = asyncio.run(run_phases(Server(f"http://127.0.0.1:{gateway.port}"), api, scale))
     finally:
         api.restart(None)
     missed = [
@@ -94,11 +102,13 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
         missed.append("the API model is back and gets no requests")
     for phase in phases:
         outcomes = ", ".join(f"{name} {count:,}" for name, count in sorted(phase["outcomes"].items()))
-        print(f"{phase['name']:15} p50 {phase['p50_seconds']:.2f} s, longest {phase['max_seconds']:.1f} s: {outcomes}")
+        print(
+            f"{phase['name']:15} p50 {phase['p50_seconds']} s, longest {phase['max_seconds']} s: {outcomes or 'none'}"
+        )
     return {"clients": CONCURRENCY, "phases": phases, "missed": missed}
 
 
-async def run_phases(gateway: GatewayRun, api: ApiServer, scale: float) -> list[dict[str, Any]]:
+async def run_phases(server: Server, api: ApiServer, scale: float) -> list[dict[str, Any]]:
     """Return the answers in each phase. A request counts in the phase in which its answer arrives."""
     current: list[tuple[str, float]] = []
     stopped = asyncio.Event()
@@ -110,16 +120,17 @@ async def run_phases(gateway: GatewayRun, api: ApiServer, scale: float) -> list[
         while not stopped.is_set():
             body, started_at = {"input": texts[number % len(texts)]}, time.monotonic()
             try:
-                async with session.post(f"/v1/tasks/{gateway.model}", data=json.dumps(body)) as response:
+                async with session.post(f"/v1/tasks/{NAME}", data=json.dumps(body)) as response:
                     payload = await response.json()
                     outcome = describe_outcome(response.status, "Retry-After" in response.headers, payload)
             except (ClientError, TimeoutError, ValueError) as error:
                 outcome = f"no answer: {type(error).__name__}"
             current.append((outcome, time.monotonic() - started_at))
             number += CONCURRENCY
+            await asyncio.sleep(CLIENT_PAUSE_SECONDS)
 
     results = []
-    async with gateway.server.open_session(HEADERS | {"Content-Type": "application/json"}) as session:
+    async with server.open_session({"Content-Type": "application/json"}) as session:
         clients = [asyncio.create_task(send_requests(number)) for number in range(CONCURRENCY)]
         for phase in PHASES:
             await asyncio.to_thread(api.restart, phase.answer_seconds)

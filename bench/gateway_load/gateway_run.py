@@ -15,15 +15,11 @@ from bench import machine
 from bench.gateway_load.load import Server
 from bench.kills import write_recipe
 from bench.soak import API_KEY, command_env, train_and_deploy
-from compare.decision.routing_policy import RoutingPolicy
 from deploy import registry
 from insource.config.errors import StageError
 from insource.system import atomic_files
-from insource.tracking.run import Run
 from serve.vllm.server_process import free_port
 
-ALWAYS_UNSURE = 2.0
-"""A threshold that no confidence reaches: every input that may leave goes to the API model."""
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 
 
@@ -50,21 +46,17 @@ class GatewayRun:
 
 
 @contextmanager
-def run_gateway(folder: Path, *settings: str, with_threshold: bool = False, **env: str) -> Iterator[GatewayRun]:
+def run_gateway(folder: Path) -> Iterator[GatewayRun]:
     """Train the pocket model on synthetic tickets, deploy it, and run the gateway until the block ends.
 
-    With `with_threshold` every input that may leave goes to the API model. Raise StageError if a command fails.
+    Raise StageError if a command fails.
     """
     recipe = write_recipe(folder)
     run = train_and_deploy(folder, recipe, 1)
-    if with_threshold:
-        deploy_threshold(folder / "registry" / recipe.stem, run)
     port, log = free_port(), folder / "gateway.log"
-    argv = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu", *settings]
+    argv = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
     with log.open("wb") as log_file:
-        process = subprocess.Popen(
-            argv, cwd=machine.ROOT, env=command_env(folder) | env, stdout=log_file, stderr=log_file
-        )
+        process = subprocess.Popen(argv, cwd=machine.ROOT, env=command_env(folder), stdout=log_file, stderr=log_file)
     try:
         wait_for_line(log, "ready     ", process)
         prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
@@ -73,18 +65,6 @@ def run_gateway(folder: Path, *settings: str, with_threshold: bool = False, **en
         yield GatewayRun(server, process.pid, recipe.stem, version, prompt, log)
     finally:
         stop(process)
-
-
-def deploy_threshold(registry_dir: Path, run: Run) -> None:
-    """Deploy a run again with a threshold that no confidence reaches."""
-    policy = RoutingPolicy(threshold=ALWAYS_UNSURE, target_accuracy=0.95, confidence=0.95, calibration_rows=500)
-    folder = registry_dir / "routing"
-    folder.mkdir(exist_ok=True)
-    atomic_files.write_json(folder / "new", policy.json())
-    name = f"{atomic_files.sha256(folder / 'new')[:16]}.json"
-    (folder / "new").rename(folder / name)
-    scale = {"of": "answer", "slope": 1.0, "intercept": 0.0}
-    registry.promote(registry_dir, run, ["bench"], {"file": name, "scale": scale, "why_none": None})
 
 
 def wait_for_line(log: Path, expected: str, process: subprocess.Popen[bytes]) -> None:

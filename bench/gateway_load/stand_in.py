@@ -15,8 +15,12 @@ from typing import Any
 
 from bench.gateway_load.engine import CHAT_PATH, DIRECT, MAX_ADDED_MILLISECONDS, print_mode, summarize
 from bench.gateway_load.load import CONCURRENCY, OK_STATUS, LoadRequest, Round, Server, read_memory_mib, run_round
+from compare.decision.routing_policy import RoutingPolicy
+from deploy import registry
 from insource.config.load import load
+from insource.system import atomic_files
 from insource.tasks import TASKS
+from insource.tracking.run import Run
 from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewayProcess, GatewaySetup
 
 DELAYS_SECONDS = (0.0, 0.3)
@@ -30,17 +34,37 @@ LABEL = "delivery_delay"
 
 
 @contextmanager
-def run_stand_in(folder: Path) -> Iterator[tuple[GatewayProcess, Server, str]]:
-    """Run a gateway with a stand-in as its vLLM. Yield the gateway, the stand-in and the deployed version."""
+def run_stand_in(
+    folder: Path, *settings: str, threshold: float | None = None, **env: str
+) -> Iterator[tuple[GatewayProcess, Server, str]]:
+    """Run a gateway with a stand-in as its vLLM. Yield the gateway, the stand-in and the deployed version.
+
+    Inputs with a confidence below `threshold` go to the API model; None: none does.
+    """
     setup = GatewaySetup(folder)
     module = TASKS["classification"]
     spec = module.make_spec(load(NAME, [], "cpu").recipe.task, {LABEL: "", "refund_status": ""})
     prompt = {"task": {"kind": "classification", **spec.__dict__}, "grammar": module.grammar(spec)}
     version = setup.deploy(LABEL, prompt_fields=prompt | {"output_schema": module.output_schema(spec)})
-    with setup.gateway(LOOPBACK_SETTING) as gateway:
+    if threshold is not None:
+        deploy_threshold(setup, threshold)
+    with setup.gateway(LOOPBACK_SETTING, *settings, **env) as gateway:
         gateway.wait_for_log("ready     ")
         argv = Path(f"/proc/{gateway.engine_pid()}/cmdline").read_bytes().decode().split("\0")
         yield gateway, Server("http://vllm", Path(argv[argv.index("--uds") + 1])), version
+
+
+def deploy_threshold(setup: GatewaySetup, threshold: float) -> None:
+    """Deploy the run again with a threshold."""
+    policy = RoutingPolicy(threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500)
+    folder = setup.registry / "routing"
+    folder.mkdir(exist_ok=True)
+    atomic_files.write_json(folder / "new", policy.json())
+    name = f"{atomic_files.sha256(folder / 'new')[:16]}.json"
+    (folder / "new").rename(folder / name)
+    scale = {"of": "answer", "slope": 1.0, "intercept": 0.0}
+    run = Run(setup.folder / "runs" / NAME / f"run-{LABEL}")
+    registry.promote(setup.registry, run, ["bench"], {"file": name, "scale": scale, "why_none": None})
 
 
 def measure_overhead(folder: Path, scale: float) -> dict[str, Any]:
