@@ -3,6 +3,7 @@
 It answers every chat with LABEL after SECONDS, by the rules of the real API (tests/helpers/provider/).
 """
 
+import logging
 import sys
 
 from aiohttp import web
@@ -11,6 +12,7 @@ from tests.helpers.provider.faulty_provider import Provider, make_application
 
 
 def main() -> None:
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # requests that the gateway gave up
     port, seconds, label = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     provider = Provider(delay_seconds=seconds, answer=lambda text: label)
     web.run_app(make_application(provider), host="127.0.0.1", port=port, access_log=None, print=None)

@@ -27,6 +27,7 @@ from deploy import registry
 from insource.config.base_models import POCKET
 from insource.config.load import load
 from insource.system import atomic_files
+from insource.tracking import folder_ownership
 from insource.tracking.run import Run
 from serve.vllm.server_process import Address, LaunchPlan, free_port, is_healthy, vllm_command, vllm_environment
 from tests.conftest import ROOT
@@ -107,8 +108,9 @@ def deploy_models(folder: Path, recipe: Path, run: Run, api: str) -> list[Path]:
         baseline = f"{{provider: {provider}, model: {model}, base_url: '{address}', name: api, api_key_env: API_KEY}}"
         path = folder / f"{provider}.yaml"
         path.write_text(f"{recipe.read_text(encoding='utf-8')}compare: {{baselines: [{baseline}]}}\n", encoding="utf-8")
+        folder_ownership.claim_folder(load(str(path), [], "cpu"), registry_root)
         routing_folder = registry_root / provider / "routing"
-        routing_folder.mkdir(parents=True)
+        routing_folder.mkdir()
         atomic_files.write_json(routing_folder / "new", policy.json())
         name = f"{atomic_files.sha256(routing_folder / 'new')[:16]}.json"
         (routing_folder / "new").rename(routing_folder / name)
