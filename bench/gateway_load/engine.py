@@ -16,7 +16,7 @@ from deploy.gateway.paths.chat_request import PRIVATE_HEADER
 DIRECT = "direct"
 MIN_RATIO, MAX_ADDED_MILLISECONDS = 0.9, 5.0
 """Targets: throughput of the gateway divided by that of vLLM, and its addition to the median latency."""
-REPEATS, ROUND_SECONDS, WARM_UP_SECONDS = 5, 9.0, 4.0
+REPEATS, ROUND_SECONDS, WARM_UP_SECONDS = 5, 12.0, 4.0
 CHAT_PATH = "/v1/chat/completions"
 MODES = {
     "prompt": "chats with the task's own prompt and constraint, forwarded unchanged",
@@ -95,6 +95,7 @@ def summarize(rounds: Sequence[Round], direct: Sequence[Round]) -> dict[str, Any
         "added_p99_milliseconds": round(
             median(one.percentile_milliseconds(0.99) - other.percentile_milliseconds(0.99) for one, other in pairs), 2
         ),
+        "rounds_requests_per_second": [round(one.requests_per_second, 1) for one in rounds],
         "gateway_cpu_milliseconds": round(median(one.cpu_milliseconds_per_request for one in rounds), 3),
     }
 
@@ -102,7 +103,7 @@ def summarize(rounds: Sequence[Round], direct: Sequence[Round]) -> dict[str, Any
 def print_mode(mode: str, figures: Mapping[str, Any]) -> None:
     """Print a line of the table."""
     print(
-        f"{mode:9} {figures['requests_per_second']:8,.1f} requests/s  ratio {figures['ratio']:.3f}  "
+        f"{mode:25} {figures['requests_per_second']:8,.1f} requests/s  ratio {figures['ratio']:.3f}  "
         f"p50 {figures['p50_milliseconds']:7,.1f} ms ({figures['added_p50_milliseconds']:+.2f})  "
         f"p99 {figures['p99_milliseconds']:7,.1f} ms ({figures['added_p99_milliseconds']:+.2f})  "
         f"gateway {figures['gateway_cpu_milliseconds']:.3f} ms of processor a request",

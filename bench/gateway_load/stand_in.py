@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,16 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tracking.run import Run
 from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewayProcess, GatewaySetup
+from tests.helpers.provider.provider_answers import stable_number
 
-DELAYS_SECONDS = (0.0, 0.3)
-"""0: as many requests as the gateway can forward. 0.3: a vLLM with 32 requests in flight, and processors to spare."""
+SPREAD = "completions 200 to 400 ms"
+DELAYS_SECONDS: dict[str, Callable[[int], float]] = {
+    "completions 0 ms": lambda number: 0.0,
+    "completions 300 ms": lambda number: 0.3,
+    SPREAD: lambda number: 0.2 + 0.2 * stable_number(str(number)) / 2**32,
+}
+"""{case: seconds until the stand-in answers a request}. 0 ms: as many requests as the gateway can forward. 300 ms: all
+requests end and begin at the same time. 200 to 400 ms: they are spread, as those of independent clients are."""
 REPEATS, ROUND_SECONDS, WARM_UP_SECONDS = 3, 4.0, 2.0
 N_REQUESTS, N_READERS, READER_SECONDS = 20_000, 200, 45.0
 SAMPLE_SECONDS = 0.5
@@ -74,7 +81,7 @@ def measure_overhead(folder: Path, scale: float) -> dict[str, Any]:
     missed = [f"{failed:,} requests had no answer"] if failed else []
     for name, mode in figures.items():
         print_mode(name, mode)
-    added = figures["completions 300 ms"]["added_p50_milliseconds"]
+    added = figures[SPREAD]["added_p50_milliseconds"]
     if added > MAX_ADDED_MILLISECONDS:
         missed.append(f"{added:.1f} ms more at the median; target {MAX_ADDED_MILLISECONDS}")
     return {"concurrency": CONCURRENCY, "modes": figures, "missed": missed}
@@ -87,12 +94,13 @@ async def run_cases(
     server, figures, failed = Server(f"http://127.0.0.1:{gateway.port}"), {}, 0
     internal = f"{NAME}@{version}"
     cases = {
-        f"completions {1000 * delay:.0f} ms": (completion(internal, delay), completion(NAME, delay))
-        for delay in DELAYS_SECONDS
+        name: (completion(internal, find_delay), completion(NAME, find_delay))
+        for name, find_delay in DELAYS_SECONDS.items()
     }
     chat = make_request(CHAT_PATH, model=NAME, messages=[{"role": "user", "content": "where is my money"}])
-    cases["chat 0 ms"] = (completion(internal, 0.0), chat)
-    cases["task 0 ms"] = (completion(internal, 0.0), make_request(f"/v1/tasks/{NAME}", input="where is my money"))
+    at_once = completion(internal, lambda number: 0.0)
+    cases["chat 0 ms"] = (at_once, chat)
+    cases["task 0 ms"] = (at_once, make_request(f"/v1/tasks/{NAME}", input="where is my money"))
     for name, (direct_request, request) in cases.items():
         rounds: dict[str, list[Round]] = {DIRECT: [], name: []}
         await run_round(engine, direct_request, WARM_UP_SECONDS * scale)
@@ -108,9 +116,14 @@ async def run_cases(
     return figures, failed
 
 
-def completion(model: str, delay: float) -> LoadRequest:
-    """Return a request for a completion that the stand-in answers after `delay` seconds."""
-    return make_request("/v1/completions", model=model, prompt="x" * 600, max_tokens=5, stand={"wait": delay})
+def completion(model: str, find_delay: Callable[[int], float]) -> LoadRequest:
+    """Return a request for a completion that the stand-in answers after a delay."""
+
+    def make_body(number: int) -> bytes:
+        stand = {"wait": find_delay(number)}
+        return json.dumps({"model": model, "prompt": "x" * 600, "max_tokens": 5, "stand": stand}).encode()
+
+    return LoadRequest("/v1/completions", make_body)
 
 
 def make_request(path: str, **fields: Any) -> LoadRequest:
