@@ -88,7 +88,7 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
     baseline += "api_key_env: API_KEY}]"
     settings = (f"compare.baselines={baseline}", "compare.primary=null")
     try:
-        with run_stand_in(folder, *settings, threshold=ALWAYS_UNSURE, API_KEY="secret") as (gateway, _, _):
+        with run_stand_in(folder, *settings, threshold=ALWAYS_UNSURE, api_key="secret") as (gateway, _, _):
             phases = asyncio.run(run_phases(Server(f"http://127.0.0.1:{gateway.port}"), api, scale))
     finally:
         api.restart(None)

@@ -42,7 +42,7 @@ LABEL = "delivery_delay"
 
 @contextmanager
 def run_stand_in(
-    folder: Path, *settings: str, threshold: float | None = None, **env: str
+    folder: Path, *settings: str, threshold: float | None = None, api_key: str = ""
 ) -> Iterator[tuple[GatewayProcess, Server, str]]:
     """Run a gateway with a stand-in as its vLLM. Yield the gateway, the stand-in and the deployed version.
 
@@ -55,7 +55,7 @@ def run_stand_in(
     version = setup.deploy(LABEL, prompt_fields=prompt | {"output_schema": module.output_schema(spec)})
     if threshold is not None:
         deploy_threshold(setup, threshold)
-    with setup.gateway(LOOPBACK_SETTING, *settings, **env) as gateway:
+    with setup.gateway(LOOPBACK_SETTING, *settings, API_KEY=api_key) as gateway:
         gateway.wait_for_log("ready     ")
         argv = Path(f"/proc/{gateway.engine_pid()}/cmdline").read_bytes().decode().split("\0")
         yield gateway, Server("http://vllm", Path(argv[argv.index("--uds") + 1])), version

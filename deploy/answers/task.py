@@ -132,9 +132,6 @@ class Task:
 
 def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:
     """Return the task of a version, None if its prompt.json does not state one."""
-    # Import here what the first request would import while others wait.
-    from openai.types.chat import ChatCompletion  # noqa: F401
-
     prompt: Mapping[str, Any] = served.prompt
     if "task" not in prompt:
         return None
