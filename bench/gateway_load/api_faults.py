@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,19 @@ class ApiServer:
             argv = [sys.executable, "-m", "bench.gateway_load.api_server"]
             argv += [str(self.port), str(answer_seconds), self.label]
             self._process = subprocess.Popen(argv, cwd=machine.ROOT)
-            self._wait_ready(time.monotonic() + 60)
+            self._wait_ready(time.monotonic() + 120)
 
     def _wait_ready(self, deadline: float) -> None:
-        url = f"http://127.0.0.1:{self.port}/v1/models/any"
+        """Wait until the process has refused an invalid request. Its first request imports what all others need."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
         while time.monotonic() < deadline:
-            with suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).close()
+            try:
+                opener.open(url, data=b'{"model": "gpt-6-luna", "messages": []}', timeout=60).close()
+            except urllib.error.HTTPError:
                 return
-            time.sleep(0.1)
+            except OSError:
+                time.sleep(0.1)
         raise StageError("the stand-in for the API model does not start", code="INS-X010")
 
 
