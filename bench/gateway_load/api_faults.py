@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,12 @@ class ApiServer:
             self._wait_ready(time.monotonic() + 120)
 
     def _wait_ready(self, deadline: float) -> None:
-        """Wait until the process has refused an invalid request. Its first request imports what all others need."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        opener, url = urllib.request.build_opener(urllib.request.ProxyHandler({})), f"http://127.0.0.1:{self.port}"
         while time.monotonic() < deadline:
-            try:
-                opener.open(url, data=b'{"model": "gpt-6-luna", "messages": []}', timeout=60).close()
-            except urllib.error.HTTPError:
+            with suppress(OSError):
+                opener.open(f"{url}/v1/models/any", timeout=5).close()
                 return
-            except OSError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         raise StageError("the stand-in for the API model does not start", code="INS-X010")
 
 
