@@ -7,8 +7,8 @@ messages. It writes bench/results/decisions.json and prints the figures.
     each      for each label, one constrained decoding step at each of its tokens where labels diverge
 
 Both multiply the probabilities along a label's tokens, with only labels allowed, so the results must be equal within
-TOLERANCE. Both have the same number of requests in flight and the same prefix cache: before a message is timed, a
-request computes its prompt. Messages and labels are SYNTHETIC.
+TOLERANCE, and `shared` must be MIN_RATIO times as fast. Both have the same number of requests in flight and the same
+prefix cache: before a message is timed, a request computes its prompt. Messages and labels are SYNTHETIC.
 """
 
 import argparse
@@ -43,6 +43,8 @@ from serve.vllm.server_process import Address, LaunchPlan, VllmProcess, free_por
 
 RESULTS = Path(__file__).parent / "results" / "decisions.json"
 TOLERANCE = 1e-4
+MIN_RATIO = 3.0
+"""Target: messages a second of `shared`, divided by those of `each`."""
 MODEL = "pocket"
 CONCURRENCY = Limits().sequences
 
@@ -81,6 +83,10 @@ def main() -> int:
     if result["largest_difference"] > TOLERANCE:
         raise GateError(
             f"the probabilities differ by {result['largest_difference']:.1e}; allowed: {TOLERANCE:.0e}", code="INS-X010"
+        )
+    if result["ratio"] < MIN_RATIO:
+        raise GateError(
+            f"shared is {result['ratio']:.2f} times as fast as each; target: {MIN_RATIO:.0f}", code="INS-X010"
         )
     return cli.OK
 

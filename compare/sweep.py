@@ -1,8 +1,8 @@
 """Train and rank several bases or settings of one recipe: `make sweep RECIPE=classifier MODELS="pocket smollm2"`.
 
-    variant    accuracy  95% interval    to the best          trained  parameters
-    lora.r=32  86.7%     83.9% to 89.0%  best                 228 s    5,475,584
-    lora.r=8   85.1%     82.2% to 87.5%  -1.6 (-3.2 to -0.1)  201 s    5,475,584
+    variant    accuracy  95% interval  to the best, points  untuned  training  training cost  parameters
+    lora.r=32  86.7%     83.9 to 89.0  best                 10.9%    228 s     $0.13          5,475,584
+    lora.r=8   85.1%     82.2 to 87.5  −1.6 (−3.2 to −0.1)  10.9%    201 s     $0.11          5,475,584
 
 Every variant is trained on the same rows and scored on validation. The best metric wins; of equal variants the smaller
 model wins. Only the winner is exported and compared: the test set is read once, after the choice.
@@ -29,9 +29,12 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, load
 from insource.config.metric_names import FIRST_METRICS
 from insource.config.recipe import Recipe
+from insource.config.schema.serving_and_cost import Cost
+from insource.config.schema.train import Accelerate
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
+from insource.system.number_format import format_delta, format_delta_range, format_percent, format_range, format_usd
 from insource.tasks import metric_label, references
 from insource.tasks.data_row import Rows
 from insource.tracking import folder_ownership, run
@@ -59,6 +62,8 @@ class TrainedVariant:
     run: Run
     headline_metrics: Mapping[str, float]
     """The main metrics on all validation rows."""
+    untuned_metrics: Mapping[str, float]
+    """Those of its base before training."""
     metric_stats: Mapping[str, MetricStats]
     """Metric statistics of the validation rows whose answers the run keeps, {} if its kind is not decoded."""
     rows: Rows
@@ -106,7 +111,7 @@ def main() -> int:
             code="INS-C011",
         )
     ranked = sorted(trained, key=lambda candidate: (-candidate.headline_metrics[metric], candidate.parameters))
-    board = [leaderboard_entry(candidate, ranked[0], metric) for candidate in ranked]
+    board = [leaderboard_entry(candidate, ranked[0], metric, loaded.recipe.cost) for candidate in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
     summary = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
@@ -220,6 +225,7 @@ def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
         variant,
         trained_run,
         dataset.task.main_metrics(metrics["validation"]["tuned"]),
+        dataset.task.main_metrics(metrics["validation"]["base"]),
         metric_stats,
         rows,
         atomic_files.digest([[row["id"], row["input"]["text"]] for row in dataset.test]),
@@ -228,7 +234,14 @@ def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
     )
 
 
-def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
+def compute_training_usd(cost: Cost, accelerate: Accelerate, seconds: float) -> float | None:
+    """Return the cost of a training in USD; None on a CPU without `cost.cpu_usd_per_hour`."""
+    hourly = cost.cpu_usd_per_hour if accelerate.use_cpu else cost.gpu_usd_per_hour
+    n_machines = accelerate.num_machines if accelerate.use_cpu else accelerate.num_processes
+    return None if hourly is None else hourly * n_machines * seconds / 3600
+
+
+def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str, cost: Cost) -> dict[str, Any]:
     """Return the leaderboard entry of a variant, with its difference from the best one.
 
     The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500). The
@@ -239,9 +252,11 @@ def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str
         "settings": list(trained.variant.settings),
         "run": trained.run.id,
         "figures": dict(trained.headline_metrics),
+        "untuned": dict(trained.untuned_metrics),
         "interval": None,
         "to_the_best": None,
         "training_seconds": trained.training_seconds,
+        "training_usd": compute_training_usd(cost, trained.run.recipe().accelerate, trained.training_seconds),
         "parameters": trained.parameters,
     }
     if metric not in trained.metric_stats:
@@ -262,33 +277,41 @@ def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str
 
 
 def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, str]) -> list[str]:
-    """Return the leaderboard, best first, and its caveats."""
-    rows = [("variant", metric_label(metric), "95% interval", "to the best", "trained", "parameters")]
-    for entry in board:
-        interval, delta = entry["interval"], entry["to_the_best"]
-        difference = (
-            f"{100 * delta['delta']:+.1f} ({100 * delta['low']:+.1f} to {100 * delta['high']:+.1f})" if delta else ""
-        )
-        rows.append(
-            (
-                entry["variant"],
-                f"{entry['figures'][metric]:.1%}",
-                f"{interval['low']:.1%} to {interval['high']:.1%}" if interval else "",
-                "best" if entry is board[0] else difference,
-                f"{entry['training_seconds']:,.0f} s",
-                f"{entry['parameters']:,}" if entry["parameters"] else "",
-            )
-        )
+    """Return the leaderboard, best first, and its caveats. Costs are left out if they are unknown."""
+    header = ["variant", metric_label(metric), "95% interval", "to the best, points"]
+    header += ["untuned", "training", "training cost", "parameters"]
+    rows = [header, *(leaderboard_row(entry, metric, is_best=entry is board[0]) for entry in board)]
+    if all(entry["training_usd"] is None for entry in board):
+        cost_column = header.index("training cost")
+        rows = [[*row[:cost_column], *row[cost_column + 1 :]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"not trained  {name}: {reason}" for name, reason in failed.items()]
     close = [entry["variant"] for entry in board[1:] if entry["to_the_best"] and entry["to_the_best"]["high"] >= 0]
     if close:
         lines.append(f"not told apart from the best by {board[0]['interval']['n']:,} rows: {', '.join(close)}")
+    if (untuned := board[0]["untuned"].get(metric)) is not None and board[0]["figures"][metric] <= untuned:
+        lines.append(f"the best variant is not above its own base before training ({format_percent(untuned)})")
     lines.append(
         f"the best of {len(board)} on validation looks better there than it is; the test set says how good it is"
     )
     return lines
+
+
+def leaderboard_row(entry: Mapping[str, Any], metric: str, is_best: bool) -> list[str]:
+    """Return the cells of a variant."""
+    interval, delta, untuned = entry["interval"], entry["to_the_best"], entry["untuned"].get(metric)
+    difference = f"{format_delta(delta['delta'])} ({format_delta_range(delta['low'], delta['high'])})" if delta else ""
+    return [
+        entry["variant"],
+        format_percent(entry["figures"][metric]),
+        format_range(interval["low"], interval["high"]) if interval else "",
+        "best" if is_best else difference,
+        "" if untuned is None else format_percent(untuned),
+        f"{entry['training_seconds']:,.0f} s",
+        format_usd(entry["training_usd"]),
+        f"{entry['parameters']:,}" if entry["parameters"] else "",
+    ]
 
 
 def compare_best(arguments: argparse.Namespace, best: TrainedVariant) -> int:

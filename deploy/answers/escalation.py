@@ -164,6 +164,10 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
         if not recipe.route.usd_per_month:
             return NoEscalation("no_budget", "route.usd_per_month is 0")
         ledger = Ledger(registry_dir / "spend", recipe.route.usd_per_month)
+    # The client imports both SDKs for its first request. In the event loop all other requests would wait for it.
+    import anthropic  # noqa: F401
+    import openai.types.chat  # noqa: F401
+
     seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
     backend = replace(
         api_models.build_endpoint(baseline, task.dataset),

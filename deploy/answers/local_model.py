@@ -13,6 +13,7 @@ from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire import openai_chat
+from insource.backends.wire.engine_completion import convert_completion
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.pii.inputs import CleanedInput
 
@@ -114,11 +115,9 @@ def to_system_answer(completion: Completion) -> SystemAnswer:
 
 
 async def _send(engine: EngineConnection, backend: Backend, request: Request) -> Completion:
-    from openai.types.chat import ChatCompletion
-
     payload = await post_to_engine(engine, "/v1/chat/completions", openai_chat.build_body(backend, request))
     try:
-        return openai_chat.parse_completion(ChatCompletion.construct(**payload), backend, request)
+        return openai_chat.parse_completion(convert_completion(payload), backend, request)
     except (ValueError, AttributeError, TypeError) as error:
         raise unreadable_answer(error) from None
 

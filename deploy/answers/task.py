@@ -133,9 +133,6 @@ class Task:
 
 def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:
     """Return the task of a version, None if its prompt.json does not state one."""
-    # Import here what the first request would import while others wait.
-    from openai.types.chat import ChatCompletion  # noqa: F401
-
     prompt = served.prompt
     if prompt.task is None:
         return None

@@ -6,7 +6,7 @@ import pytest
 
 from compare import sweep
 from insource.config.errors import RecipeError
-from insource.system import atomic_files
+from insource.system import atomic_files, number_format
 from tests.helpers import commands
 from tests.helpers.errors import raises_error
 
@@ -88,7 +88,11 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
     assert not list(parent.glob("*/scores.json")) and not list(parent.glob("*/merged"))
     board = completed.stdout.partition("variant  ")[2].splitlines()
     assert [line.split("  ")[0] for line in board[1:4]] == [variant["variant"] for variant in payload["variants"]]
+    assert "training cost" not in board[0], "the price of this machine is unknown"
 
-    repeated = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
+    repeated = commands.run_command(
+        tmp_path / "runs", "compare.sweep", small_recipe, "cost.cpu_usd_per_hour=3600", **settings
+    )
+    assert number_format.format_usd(payload["variants"][0]["training_seconds"]) in repeated.stdout
     assert repeated.returncode == 0 and repeated.stderr.count("train     unchanged") == 3
     assert (parent / "latest").resolve().name == payload["run"]

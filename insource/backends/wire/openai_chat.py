@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
+    from insource.backends.wire.engine_completion import EngineCompletion
+
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Optional parameters, with the names that an error gives them.
 OPTIONAL_PARAMETERS = {
@@ -95,7 +97,7 @@ async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | 
     return (await client.models.retrieve(backend.model)).shutdown_date
 
 
-def parse_completion(completion: "ChatCompletion", backend: Backend, request: Request) -> Completion:
+def parse_completion(completion: "ChatCompletion | EngineCompletion", backend: Backend, request: Request) -> Completion:
     """Return the parsed completion. Raise ValueError, AttributeError or TypeError if it is malformed."""
     if not completion.choices:
         raise ValueError("the answer holds no choice")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy import registry
 from insource.config.load import load
@@ -32,6 +32,7 @@ cli.run_cli(gateway.main)
 """
 NAME = "classifier"
 NO_PROXY_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+Value = TypeVar("Value")
 LOOPBACK_SETTING = "serve.loopback_without_key=true"
 
 
@@ -80,7 +81,9 @@ class GatewayProcess:
         return int(children[0])
 
 
-def wait_for_value(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
+def wait_for_value(
+    probe: Callable[[], Value | None], gateway: GatewayProcess, event: str = "it", seconds: float = 120
+) -> Value:
     """Call `probe` until it returns a value other than None. Return that value."""
     deadline = time.monotonic() + seconds
     while (value := probe()) is None:
@@ -131,7 +134,7 @@ class GatewaySetup:
         (adapter / "adapter_model.safetensors").write_bytes(empty_safetensors(answer))
         atomic_files.write_json(adapter / "adapter_config.json", {"r": 8})
         (adapter / "chat_template.jinja").write_text("x", encoding="utf-8")
-        base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
+        base: dict[str, Any] = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
         atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (prompt_fields or {}))
         line = {"id": "T000001", "prompt_ids": [1, 2], "answer": answer} | (

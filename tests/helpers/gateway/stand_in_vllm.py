@@ -7,6 +7,8 @@ controls the response:
     {"wait": seconds}                     delay
     {"raw": text}, {"sse": [text, ...]}   the body or the stream; %M is replaced by the model's name
     {"line_kib": n}                       a stream with a line of this size
+    {"answer_kib": n}                     a body of this size
+    {"events": n}                         a stream of n events of 1 KiB
     {"end": true}                         the process ends immediately
     {"slow_body": seconds}                delay between the header and the body of the response or stream
 """
@@ -78,11 +80,16 @@ class StandInVllm:
         await asyncio.sleep(behaviour.get("wait", 0))
         if "slow_body" in behaviour:
             return await self.answer_slowly(request, body)
-        if "sse" in behaviour or "line_kib" in behaviour:
+        if "answer_kib" in behaviour:
+            text = "x" * (behaviour["answer_kib"] * 1024)
+            return web.json_response({"model": model, "choices": [{"text": text}]})
+        if "sse" in behaviour or "line_kib" in behaviour or "events" in behaviour:
             stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await stream.prepare(request)
             for text in behaviour.get("sse", []):
                 await stream.write(text.replace("%M", model).encode())
+            for _ in range(behaviour.get("events", 0)):
+                await stream.write(b'data: {"text":"' + b"x" * 1007 + b'"}\n\n')
             if "line_kib" in behaviour:
                 await stream.write(
                     b'data: {"text":"' + b"x" * (behaviour["line_kib"] * 1024) + b'"}\n\ndata: [DONE]\n\n'
