@@ -19,6 +19,8 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.tracking import run
 from predict import ENGINES
+from predict.cluster import cluster_query
+from predict.cluster.worker import WorkerEngine
 from predict.engines import clients, local_vllm, server_check
 from predict.execution.job_execution import JobExecution, log_step
 from predict.job import Job, merge_recipes, read_output_info
@@ -70,6 +72,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
         output=output_path,
         engine=engine,
         base_url=base_url,
+        workers=arguments.workers,
         probabilities=arguments.probabilities,
         fresh=arguments.fresh,
         force=arguments.force,
@@ -142,7 +145,12 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
     execution = plan_execution(job, served)
     with execution.lock():
         execution.log_start()
-        if not execution.is_complete():
+        if execution.is_complete():
+            pass
+        elif job.engine == "ray":
+            log_folder = execution.state.folder.resolve()
+            asyncio.run(cluster_query.query_rows(execution, WorkerEngine(served, job.recipe.serve, log_folder)))
+        else:
             with ExitStack() as stack:
                 try:
                     log_path = execution.state.folder / "vllm.log"
@@ -180,7 +188,11 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
     with execution.lock():
         execution.log_start()
-        if not execution.is_complete():
+        if execution.is_complete():
+            pass
+        elif job.engine == "ray":
+            await cluster_query.query_rows(execution, origin)
+        else:
             await _query_vllm(execution, origin)
         execution.finish()
 
@@ -188,9 +200,8 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
 async def _query_vllm(execution: JobExecution, origin: str) -> None:
     concurrency = execution.job.recipe.compare.concurrency
     async with clients.open_session(origin, concurrency) as session:
-        task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
-        client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
-        await execution.predict_all(client.predict)
+        client = clients.VllmClient(clients.as_served(execution.task), session, execution.labels, concurrency)
+        await execution.predict_all(client.predict, concurrency)
 
 
 async def _predict_with_gateway(job: Job) -> None:
@@ -207,7 +218,7 @@ async def _predict_with_gateway(job: Job) -> None:
             execution.log_start()
             if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
-                await execution.predict_all(client.predict)
+                await execution.predict_all(client.predict, job.recipe.compare.concurrency)
             execution.finish()
 
 
@@ -233,7 +244,7 @@ def _parse_engine(arguments: argparse.Namespace) -> str:
 
 
 def _parse_base_url(engine: str, requested: str | None, recipe: Recipe) -> str | None:
-    if requested is None and engine == "vllm":
+    if requested is None and engine != "gateway":
         return None
     base_url = requested or f"http://{recipe.serve.host}:{recipe.serve.port}"
     clients.check_server_allowed(recipe, base_url)

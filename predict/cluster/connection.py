@@ -1,0 +1,83 @@
+"""The Ray cluster of a prediction: RAY_ADDRESS, or a local one for the call."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.hosts import is_loopback
+from insource.config.recipe import Recipe
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+LOOPBACK = "127.0.0.1"
+REQUIREMENT = "ray>=2.60,<2.61"
+"""As in the extra `ray` of pyproject.toml; a test compares them."""
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+"""Ray reports its usage to its maintainers by default."""
+
+
+def import_ray() -> Any:
+    """Return the module ray, with its usage statistics off. Raise RecipeError if it is not installed."""
+    os.environ.update(ENVIRONMENT)
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise RecipeError(
+            f"ENGINE=ray: ray is not installed; run .venv/bin/python -m pip install '{REQUIREMENT}'", code="INS-P014"
+        ) from None
+
+
+@contextmanager
+def connect_cluster() -> Iterator[Any]:
+    """Connect to the cluster at RAY_ADDRESS, else start a local one that ends with the block; yield the module ray.
+
+    Raise RecipeError if ray is not installed or no cluster answers at RAY_ADDRESS.
+    """
+    ray = import_ray()
+    address = os.environ.get(ADDRESS_VARIABLE)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address is None:
+        options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise RecipeError(
+            f"{ADDRESS_VARIABLE}: given {address}: no cluster answers there: {type(error).__name__}: {error}",
+            code="INS-P015",
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def count_workers(ray: Any, recipe: Recipe) -> int:
+    """Return the default number of workers: one for each GPU of the cluster, or each node with a CPU without GPUs.
+
+    Raise RecipeError if there is no place for a worker.
+    """
+    resource = "CPU" if recipe.accelerate.use_cpu else "GPU"
+    amounts = [node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]]
+    workers = sum(amount >= 1 for amount in amounts) if resource == "CPU" else int(sum(amounts))
+    if not workers:
+        raise RecipeError(
+            f"ENGINE=ray: no node of the cluster has a {resource}; HARDWARE=cpu and HARDWARE=gpu choose between them",
+            code="INS-P015",
+        )
+    return workers
+
+
+def check_node_allowed(node_ip: str, driver_ip: str, recipe: Recipe) -> None:
+    """Raise RecipeError if inputs may not be sent to a node."""
+    privacy = recipe.privacy
+    if privacy.data_may_leave or node_ip == driver_ip or is_loopback(node_ip) or node_ip in privacy.trusted_hosts:
+        return
+    raise RecipeError(
+        f"ENGINE=ray: privacy.data_may_leave is false, and the node {node_ip} is neither this machine nor in "
+        "privacy.trusted_hosts",
+        code="INS-P008",
+    )
