@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--scale-rows", type=int, nargs="+", default=SCALE_ROWS)
     parser.add_argument("--recipe", help="part speed: a recipe with a trained run")
     parser.add_argument("--runs", default="runs")
-    parser.add_argument("--input", help="part speed: CSV files with the recipe's text column, as a pattern")
+    parser.add_argument("--input", nargs="+", default=[], help="part speed: CSV files with the column text")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/predict.md and end")

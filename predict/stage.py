@@ -163,7 +163,7 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
 
 def _query_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
     try:
-        asyncio.run(_query_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
+        asyncio.run(query_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
     except StageError as error:
         if vllm.is_alive():
             raise
@@ -193,11 +193,11 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
         elif job.engine == "ray":
             await cluster_query.query_rows(execution, origin)
         else:
-            await _query_vllm(execution, origin)
+            await query_vllm(execution, origin)
         execution.finish()
 
 
-async def _query_vllm(execution: JobExecution, origin: str) -> None:
+async def query_vllm(execution: JobExecution, origin: str) -> None:
     concurrency = execution.job.recipe.compare.concurrency
     async with clients.open_session(origin, concurrency) as session:
         client = clients.VllmClient(clients.as_served(execution.task), session, execution.labels, concurrency)
