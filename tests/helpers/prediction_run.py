@@ -85,13 +85,13 @@ class PredictionRun:
         assert __main__.main(self.argv(rows, output, address, *args)) == 0
         return self.output_path(output)
 
-    def start(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, segment_rows: int, kill_at: str, args: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         """Predict in a process of its own, in small segments. `kill_at` is KILL_AFTER of KILLED_PREDICT_SCRIPT."""
         variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "KILL_AFTER": kill_at}
         return subprocess.Popen(
             [sys.executable, "-c", KILLED_PREDICT_SCRIPT, *args],
             cwd=ROOT,
-            env={**os.environ, **variables},
+            env={**os.environ, **variables, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
