@@ -20,7 +20,6 @@ from insource.config.recipe import Recipe
 from insource.tracking import run
 from predict import ENGINES
 from predict.cluster import cluster_query
-from predict.cluster.worker import WorkerEngine
 from predict.engines import clients, local_vllm, server_check
 from predict.execution.job_execution import JobExecution, log_step
 from predict.job import Job, merge_recipes, read_output_info
@@ -145,20 +144,24 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
     execution = plan_execution(job, served)
     with execution.lock():
         execution.log_start()
-        if execution.is_complete():
-            pass
-        elif job.engine == "ray":
-            log_folder = execution.state.folder.resolve()
-            asyncio.run(cluster_query.query_rows(execution, WorkerEngine(served, job.recipe.serve, log_folder)))
-        else:
-            with ExitStack() as stack:
-                try:
-                    log_path = execution.state.folder / "vllm.log"
-                    vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
-                except (RecipeError, StageError) as error:
-                    raise _CannotServeError(error) from None
-                _query_local_server(execution, vllm)
+        if not execution.is_complete():
+            _query_variant(execution, served)
         execution.finish()
+
+
+def _query_variant(execution: JobExecution, served: ServedModel) -> None:
+    """Query a server started here, or with ENGINE=ray those of the workers. Raise _CannotServeError."""
+    job = execution.job
+    if job.engine == "ray":
+        asyncio.run(cluster_query.query_rows(execution, cluster_query.make_engine(execution, served)))
+        return
+    with ExitStack() as stack:
+        try:
+            log_path = execution.state.folder / "vllm.log"
+            vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
+        except (RecipeError, StageError) as error:
+            raise _CannotServeError(error) from None
+        _query_local_server(execution, vllm)
 
 
 def _query_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
@@ -188,16 +191,15 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
     with execution.lock():
         execution.log_start()
-        if execution.is_complete():
-            pass
-        elif job.engine == "ray":
+        if not execution.is_complete() and job.engine == "ray":
             await cluster_query.query_rows(execution, origin)
-        else:
+        elif not execution.is_complete():
             await query_vllm(execution, origin)
         execution.finish()
 
 
 async def query_vllm(execution: JobExecution, origin: str) -> None:
+    """Query the rows that have no answer on disk at a vLLM server."""
     concurrency = execution.job.recipe.compare.concurrency
     async with clients.open_session(origin, concurrency) as session:
         client = clients.VllmClient(clients.as_served(execution.task), session, execution.labels, concurrency)

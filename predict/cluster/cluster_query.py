@@ -1,15 +1,23 @@
 """The rows of a prediction to the workers of a Ray cluster; the driver, this process, journals and writes them."""
 
+import os
 from typing import Any
 
 from predict.cluster import connection
-from predict.cluster.worker import Worker, WorkerEngine, WorkerSetup
+from predict.cluster.worker import OMP_VARIABLE, Worker, WorkerEngine, WorkerSetup
 from predict.cluster.worker_pool import WorkerPool
 from predict.engines import clients
 from predict.execution.job_execution import JobExecution, log_step
+from serve.vllm.launch_plan import ServedModel
 
 MAX_CALLS_PER_WORKER = 1000
 """Concurrent calls that Ray allows; the pool sets the number of shards in flight."""
+
+
+def make_engine(execution: JobExecution, served: ServedModel) -> WorkerEngine:
+    """Return the server that each worker starts."""
+    log_folder = execution.state.folder.resolve()
+    return WorkerEngine(served, execution.job.recipe.serve, log_folder, os.environ.get(OMP_VARIABLE))
 
 
 async def query_rows(execution: JobExecution, engine: WorkerEngine | str) -> None:

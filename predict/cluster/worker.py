@@ -4,6 +4,7 @@ It predicts shards and writes nothing but the log of its server. The driver jour
 """
 
 import asyncio
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from predict.rows.inputs import InputRow
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import VllmProcess
 
+OMP_VARIABLE = "OMP_NUM_THREADS"
+
 
 @dataclass(frozen=True)
 class WorkerEngine:
@@ -27,6 +30,8 @@ class WorkerEngine:
     served: ServedModel
     serve: Serve
     log_folder: Path
+    omp_num_threads: str | None
+    """OMP_NUM_THREADS of the driver. Ray sets that of a worker to its number of CPUs, and vLLM would inherit it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Worker:
         if isinstance(setup.engine, str):
             origin = setup.engine
         else:
+            os.environ.pop(OMP_VARIABLE, None)
+            if setup.engine.omp_num_threads is not None:
+                os.environ[OMP_VARIABLE] = setup.engine.omp_num_threads
             log_path = setup.engine.log_folder / f"vllm-{uuid.uuid4().hex[:8]}.log"
             # In this thread, which lives as long as the worker: vLLM ends with the thread that starts it.
             self._vllm = local_vllm.start_server(setup.engine.served, setup.engine.serve, log_path)
