@@ -60,7 +60,8 @@ class Workload:
     def build_job(self, name: str) -> Job:
         """Return a job of these rows with an output of its own."""
         settings = {name: getattr(self._arguments, name) for name in ("recipe", "runs")}
-        options = {"set": [], "hardware": None, "run": None, "engine": "vllm", "base_url": None, "workers": None}
+        options: dict[str, Any] = {"set": [], "hardware": None, "run": None, "engine": "vllm"}
+        options |= {"base_url": None, "workers": None}
         paths = {"input": str(self.rows_path), "output": str(self.folder / f"{name}.jsonl")}
         flags = {"probabilities": False, "fresh": True, "force": True}
         return stage.build_job(argparse.Namespace(**settings, **options, **paths, **flags))
@@ -133,13 +134,8 @@ def time_comparison(workload: Workload, vllm: VllmProcess, repeat: int) -> float
 
 def time_run_batch(workload: Workload, vllm: VllmProcess, repeat: int) -> float:
     """Return the seconds from reading the batch file to its written output."""
-    task, input_path = workload.task, workload.folder / "batch.jsonl"
     output_path = workload.folder / f"batch-{repeat}.jsonl"
-    with input_path.open("w", encoding="utf-8") as file:
-        for number, text in enumerate(workload.texts):
-            body = openai_chat.build_body(task.backend(), task.request(task.prepare(text)))
-            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
-            file.write(json.dumps(line) + "\n")
+    input_path = _write_batch(workload)
     argv = [sys.executable, "-m", RUN_BATCH_MODULE, "-i", str(input_path), "-o", str(output_path)]
     process = subprocess.Popen(
         [*argv, *_engine_options(vllm)],
@@ -161,6 +157,17 @@ def time_run_batch(workload: Workload, vllm: VllmProcess, repeat: int) -> float:
     n_answers = sum((line["response"] or {}).get("status_code") == 200 for line in lines)
     _check_answers("vllm run-batch", n_answers, len(workload.texts))
     return output_path.stat().st_mtime - started_at
+
+
+def _write_batch(workload: Workload) -> Path:
+    """Write the requests in the format of run-batch, and return the path."""
+    task, path = workload.task, workload.folder / "batch.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, text in enumerate(workload.texts):
+            body = openai_chat.build_body(task.backend(), task.request(task.prepare(text)))
+            request = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(request) + "\n")
+    return path
 
 
 def _engine_options(vllm: VllmProcess) -> list[str]:

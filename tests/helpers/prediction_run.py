@@ -107,7 +107,7 @@ class PredictionRun:
             lines = sum(path.read_bytes().count(b"\n") for path in open_segments)
         except FileNotFoundError:  # finished between the two calls
             return 0
-        return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
+        return lines + sum(int(atomic_files.read_json(path)["rows"]) for path in done)
 
     def add_comparison(self, threshold: float | None, variant: str = "merged") -> None:
         """Write the files of a comparison; the scale in routing.json leaves probabilities unchanged."""

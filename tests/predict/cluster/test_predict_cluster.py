@@ -28,6 +28,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 from ray.cluster_utils import Cluster
 
 options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
+options["include_log_monitor"] = False
 cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
 other = cluster.add_node(**options)
 print(cluster.address, flush=True)
