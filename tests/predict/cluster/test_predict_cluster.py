@@ -22,12 +22,13 @@ IN_FLIGHT = 64
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray>=2.60,<2.61'"
 )
+# ray.init replaces 127.0.0.1 in RAY_ADDRESS by the machine's own address, where such a cluster does not listen.
 CLUSTER = """
 import os, sys
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 from ray.cluster_utils import Cluster
 
-options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
+options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.2"}
 options["include_log_monitor"] = False
 cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
 other = cluster.add_node(**options)
