@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from insource.config.recipe import Recipe
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 LOOPBACK = "127.0.0.1"
+REPLACED_HOSTS = (LOOPBACK, "localhost", "::1")
+CONNECT_SECONDS = 10.0
 REQUIREMENT = "ray>=2.60,<2.61"
 """As in the extra `ray` of pyproject.toml; a test compares them."""
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
@@ -36,23 +39,44 @@ def connect_cluster() -> Iterator[Any]:
     Raise RecipeError if ray is not installed or no cluster answers at RAY_ADDRESS.
     """
     ray = import_ray()
-    address = os.environ.get(ADDRESS_VARIABLE)
+    address = os.environ.get(ADDRESS_VARIABLE) or None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address is None:
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    else:
+        check_reachable(address, ray.util.get_node_ip_address())
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
             raise
-        raise RecipeError(
-            f"{ADDRESS_VARIABLE}: given {address}: no cluster answers there: {type(error).__name__}: {error}",
-            code="INS-P015",
-        ) from None
+        raise _no_cluster_error(address, error) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str, machine_ip: str) -> None:
+    """Raise RecipeError if nothing listens at an address `host:port`: ray.init would wait there for minutes.
+
+    Ray 2.60 replaces the host 127.0.0.1 by the machine's own address `machine_ip`, so that one must listen.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((machine_ip if host in REPLACED_HOSTS else host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster_error(address, error) from None
+
+
+def _no_cluster_error(address: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"{ADDRESS_VARIABLE}: given {address}: no cluster answers there: {type(error).__name__}: {error}; give the "
+        "address that `ray start` printed",
+        code="INS-P015",
+    )
 
 
 def count_workers(ray: Any, recipe: Recipe) -> int:

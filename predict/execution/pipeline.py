@@ -96,7 +96,8 @@ class Pipeline:
         """Set up the pass; `on_rows` receives the number of rows that were just settled."""
         self._predict_row, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
         self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
-        self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
+        # Bounded: answers that wait for the disk are requested again after a kill -9.
+        self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue(4 * concurrency)
         # Many workers take more rows at once than a segment has.
         self._segment_slots = asyncio.Semaphore(
             max(MAX_OPEN_SEGMENTS, 1 + math.ceil(concurrency / inputs.SEGMENT_ROWS))
@@ -117,7 +118,7 @@ class Pipeline:
                 for _ in workers:
                     await self._requests.put(None)
                 await asyncio.gather(*workers)
-                self._answers.put_nowait(None)
+                await self._answers.put(None)
         except ExceptionGroup as errors:
             raise first_error(errors) from None
         finally:
@@ -153,7 +154,7 @@ class Pipeline:
     async def _predict_rows(self) -> None:
         while (request := await self._requests.get()) is not None:
             open_segment, key, row = request
-            self._answers.put_nowait((open_segment, key, await self._predict_row(row)))
+            await self._answers.put((open_segment, key, await self._predict_row(row)))
 
     async def _write(self, group: asyncio.TaskGroup) -> None:
         """Journal the answers that have arrived, in a thread.

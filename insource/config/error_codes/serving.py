@@ -310,6 +310,7 @@ PREDICTION = (
         "There is no cluster at RAY_ADDRESS, it has another version of Ray or Python, it has no node for a worker, or "
         "its workers end again and again.",
         "Check `ray status` and RAY_ADDRESS. Then run the same command again: finished answers are kept.",
-        "RAY_ADDRESS: given 10.0.0.1:6379: no cluster answers there: ConnectionError: Could not connect",
+        "RAY_ADDRESS: given 10.0.0.1:6379: no cluster answers there: ConnectionRefusedError: [Errno 111] "
+        "Connection refused; give the address that `ray start` printed",
     ),
 )

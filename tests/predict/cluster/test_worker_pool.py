@@ -1,6 +1,7 @@
 """The workers of a cluster: every row gets its prediction, whichever workers are lost. Ray's handles are stand-ins."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_node_that_may_not_see_the_data_gets_no_row(tmp_path: Any) -> None:
         connection.check_node_allowed("10.0.0.8", "10.0.0.7", recipe)
     privacy = recipe.privacy.model_copy(update={"trusted_hosts": ["10.0.0.8"]})
     connection.check_node_allowed("10.0.0.8", "10.0.0.7", recipe.model_copy(update={"privacy": privacy}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "127.0.0.1"])
+def test_an_address_where_nothing_listens_is_named_at_once(host: str) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as listener:
+        port = listener.getsockname()[1]
+        connection.check_reachable(f"{host}:{port}", "127.0.0.2")
+    with raises_error(RecipeError, "INS-P015", match=f"RAY_ADDRESS: given {host}:{port}.*ray start"):
+        connection.check_reachable(f"{host}:{port}", "127.0.0.2")
+    connection.check_reachable("auto", "127.0.0.2")
 
 
 def test_the_command_in_the_error_installs_the_version_of_the_extra() -> None:
