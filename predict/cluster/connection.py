@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from insource.config.errors import RecipeError
+from insource.config.errors import RecipeError, StageError
 from insource.config.hosts import is_loopback
 from insource.config.recipe import Recipe
 
@@ -36,7 +36,7 @@ def import_ray() -> Any:
 def connect_cluster() -> Iterator[Any]:
     """Connect to the cluster at RAY_ADDRESS, else start a local one that ends with the block; yield the module ray.
 
-    Raise RecipeError if ray is not installed or no cluster answers at RAY_ADDRESS.
+    Raise RecipeError if ray is not installed or no cluster answers at RAY_ADDRESS, StageError if none can be started.
     """
     ray = import_ray()
     address = os.environ.get(ADDRESS_VARIABLE) or None
@@ -47,10 +47,14 @@ def connect_cluster() -> Iterator[Any]:
         check_reachable(address, ray.util.get_node_ip_address())
     try:
         ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise
-        raise _no_cluster_error(address, error) from None
+    except Exception as error:  # noqa: BLE001 (Ray raises Exception itself if a process is not up after 30 s)
+        if address is not None:
+            raise _no_cluster_error(address, error) from None
+        raise StageError(
+            f"ENGINE=ray: no local cluster could be started: {type(error).__name__}: {error}; run the command again "
+            "when the machine has less load",
+            code="INS-P015",
+        ) from None
     try:
         yield ray
     finally:
