@@ -62,19 +62,23 @@ class Worker:
         """
         import ray
 
-        setup = self._setup
-        if isinstance(setup.engine, str):
-            origin = setup.engine
-        else:
-            os.environ.pop(OMP_VARIABLE, None)
-            if setup.engine.omp_num_threads is not None:
-                os.environ[OMP_VARIABLE] = setup.engine.omp_num_threads
-            log_path = setup.engine.log_folder / f"vllm-{uuid.uuid4().hex[:8]}.log"
-            # In this thread, which lives as long as the worker: vLLM ends with the thread that starts it.
-            self._vllm = local_vllm.start_server(setup.engine.served, setup.engine.serve, log_path)
-            origin = f"http://{self._vllm.address.host}:{self._vllm.address.port}"
-        self._session = clients.open_session(origin, setup.concurrency)
+        # In a thread of the executor, which lives as long as the worker: vLLM ends with the thread that starts it, and
+        # the parity check has an event loop of its own.
+        origin = await asyncio.to_thread(self._start_server)
+        self._session = clients.open_session(origin, self._setup.concurrency)
         return str(ray.util.get_node_ip_address())
+
+    def _start_server(self) -> str:
+        """Start vLLM, unless a server runs already, and return the server's address."""
+        engine = self._setup.engine
+        if isinstance(engine, str):
+            return engine
+        os.environ.pop(OMP_VARIABLE, None)
+        if engine.omp_num_threads is not None:
+            os.environ[OMP_VARIABLE] = engine.omp_num_threads
+        log_path = engine.log_folder / f"vllm-{uuid.uuid4().hex[:8]}.log"
+        self._vllm = local_vllm.start_server(engine.served, engine.serve, log_path)
+        return f"http://{self._vllm.address.host}:{self._vllm.address.port}"
 
     async def predict_shard(self, rows: Sequence[InputRow]) -> list[Prediction]:
         """Return the prediction of each row. Raise StageError if the server is down."""
@@ -82,10 +86,3 @@ class Worker:
         setup = self._setup
         client = VllmClient(setup.task, self._session, setup.labels, setup.concurrency)
         return list(await asyncio.gather(*map(client.predict, rows)))
-
-    async def stop(self) -> None:
-        """Stop the server that the worker started."""
-        if self._session is not None:
-            await self._session.close()
-        if self._vllm is not None:
-            await asyncio.to_thread(self._vllm.stop)
