@@ -182,13 +182,13 @@ def results_table(results: Mapping[str, Any]) -> str:
         lines += [
             _source(scale),
             "",
-            "| rows | peak memory | in order, with their answer |",
-            "|---|---|---|",
+            "| rows | peak memory | rows/s, start included | in order, with their answer |",
+            "|---|---|---|---|",
         ]
         lines += [
-            f"| {each['case']:,} | {each['peak_memory_bytes'] / 2**20:.0f} MiB "
+            f"| {each['case']:,} | {each['peak_memory_bytes'] / 2**20:.0f} MiB | {each['case'] / each['seconds']:,.0f} "
             f"| {each['rows_in_order_with_their_answer']:,} |"
-            for each in scale
+            for each in sorted(scale, key=lambda each: each["case"])
         ]
     if kills := results.get("kills"):
         heads = ("killed with", "asked twice: in flight", "asked twice: on disk", "same bytes")
