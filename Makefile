@@ -68,7 +68,7 @@ sweep: setup ## Train several bases or settings, and compare the best: MODELS="a
 curve: setup ## Would more labels help? Train on nested subsets of train (MODEL=linear: only the linear model, in seconds)
 	@$(VENV) -m compare.curve $(RECIPE) $(SET)
 
-predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); resumes after a kill (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
+predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); resumes after a kill (PROBABILITIES=1 ENGINE=gateway BASE_URL= ENGINE=ray WORKERS= RAY_ADDRESS=)
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
 
 label: setup ## Choose the N=200 rows of INPUT to label next, as a CSV file for a spreadsheet (OUTPUT=, SUGGEST=0: no suggestions, ENGINE=linear)
@@ -121,7 +121,7 @@ check: lint types ## Run lint, types, all tests but the nightly ones, and compar
 	@$(VENV) -m insource.config.error_codes --check
 	@$(TESTS) -m "not nightly"
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | recurrent | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | decisions | gateway_load | gpu_memory | chat_templates | labelling | curve | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | recurrent | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | decisions | gateway_load | gpu_memory | chat_templates | labelling | curve | prediction | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read, and docs/errors.md

@@ -18,6 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=_env_value("ENGINE"),
         help=f"{' or '.join(ENGINES)} (default: $ENGINE, else vllm, or gateway where there is a base URL)",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=_env_value("WORKERS"),
+        help="with the engine ray (default: $WORKERS, else one for each GPU, or for each node without GPUs)",
+    )
     parser.add_argument("--base-url", default=_env_value("BASE_URL"), help="of a gateway, or of a server that runs")
     for name, help_text in (
         ("probabilities", "write the probability of every label"),

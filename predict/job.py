@@ -31,6 +31,8 @@ class Job:
     output: Path
     engine: str
     base_url: str | None
+    workers: int | None
+    """Workers of the engine ray; None: as many as its cluster has GPUs, or nodes without GPUs."""
     probabilities: bool
     fresh: bool
     force: bool

@@ -19,6 +19,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.tracking import run
 from predict import ENGINES
+from predict.cluster import cluster_query
 from predict.engines import clients, local_vllm, server_check
 from predict.execution.job_execution import JobExecution, log_step
 from predict.job import Job, merge_recipes, read_output_info
@@ -70,6 +71,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
         output=output_path,
         engine=engine,
         base_url=base_url,
+        workers=arguments.workers,
         probabilities=arguments.probabilities,
         fresh=arguments.fresh,
         force=arguments.force,
@@ -143,19 +145,28 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
     with execution.lock():
         execution.log_start()
         if not execution.is_complete():
-            with ExitStack() as stack:
-                try:
-                    log_path = execution.state.folder / "vllm.log"
-                    vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
-                except (RecipeError, StageError) as error:
-                    raise _CannotServeError(error) from None
-                _query_local_server(execution, vllm)
+            _query_variant(execution, served)
         execution.finish()
+
+
+def _query_variant(execution: JobExecution, served: ServedModel) -> None:
+    """Query a server started here, or with ENGINE=ray those of the workers. Raise _CannotServeError."""
+    job = execution.job
+    if job.engine == "ray":
+        asyncio.run(cluster_query.query_rows(execution, cluster_query.make_engine(execution, served)))
+        return
+    with ExitStack() as stack:
+        try:
+            log_path = execution.state.folder / "vllm.log"
+            vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
+        except (RecipeError, StageError) as error:
+            raise _CannotServeError(error) from None
+        _query_local_server(execution, vllm)
 
 
 def _query_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
     try:
-        asyncio.run(_query_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
+        asyncio.run(query_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
     except StageError as error:
         if vllm.is_alive():
             raise
@@ -180,17 +191,19 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
     with execution.lock():
         execution.log_start()
-        if not execution.is_complete():
-            await _query_vllm(execution, origin)
+        if not execution.is_complete() and job.engine == "ray":
+            await cluster_query.query_rows(execution, origin)
+        elif not execution.is_complete():
+            await query_vllm(execution, origin)
         execution.finish()
 
 
-async def _query_vllm(execution: JobExecution, origin: str) -> None:
+async def query_vllm(execution: JobExecution, origin: str) -> None:
+    """Query the rows that have no answer on disk at a vLLM server."""
     concurrency = execution.job.recipe.compare.concurrency
     async with clients.open_session(origin, concurrency) as session:
-        task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
-        client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
-        await execution.predict_all(client.predict)
+        client = clients.VllmClient(clients.as_served(execution.task), session, execution.labels, concurrency)
+        await execution.predict_all(client.predict, concurrency)
 
 
 async def _predict_with_gateway(job: Job) -> None:
@@ -207,7 +220,7 @@ async def _predict_with_gateway(job: Job) -> None:
             execution.log_start()
             if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
-                await execution.predict_all(client.predict)
+                await execution.predict_all(client.predict, job.recipe.compare.concurrency)
             execution.finish()
 
 
@@ -233,7 +246,7 @@ def _parse_engine(arguments: argparse.Namespace) -> str:
 
 
 def _parse_base_url(engine: str, requested: str | None, recipe: Recipe) -> str | None:
-    if requested is None and engine == "vllm":
+    if requested is None and engine != "gateway":
         return None
     base_url = requested or f"http://{recipe.serve.host}:{recipe.serve.port}"
     clients.check_server_allowed(recipe, base_url)

@@ -49,6 +49,11 @@ class ServedTask(Task):
         return self.name
 
 
+def as_served(task: Task) -> ServedTask:
+    """Return a task as a plain vLLM server serves it."""
+    return ServedTask(**{name: getattr(task, name) for name in task.__dataclass_fields__})
+
+
 def check_server_allowed(recipe: Recipe, base_url: str) -> None:
     """Raise RecipeError if inputs may not be sent to a server."""
     host = parse_host(base_url)

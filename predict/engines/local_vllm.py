@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from insource.config.errors import GateError, RecipeError
+from insource.config.errors import GateError, RecipeError, StageError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files, environment
 from serve import server
@@ -21,19 +21,37 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
     Raise RecipeError if the variant cannot be served here, StageError if vLLM ends, and GateError if the parity check
     fails.
     """
+    vllm = _make_process(served, serve, log_path)
+    with lifecycle.stop_on_exit(vllm):
+        _start_and_check(vllm, served, serve)
+        yield vllm
+
+
+def start_server(served: ServedModel, serve: Serve, log_path: Path) -> VllmProcess:
+    """Start a vLLM server, which ends with the thread that called. Raise as `vllm_server` does."""
+    vllm = _make_process(served, serve, log_path)
+    try:
+        _start_and_check(vllm, served, serve)
+    except (RecipeError, StageError):
+        vllm.stop()
+        raise
+    return vllm
+
+
+def _make_process(served: ServedModel, serve: Serve, log_path: Path) -> VllmProcess:
     plan = launch_plan.plan_launch([served], serve)
     if problem := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
         raise RecipeError(problem, code="INS-X008")
-    vllm = VllmProcess(plan, Address("127.0.0.1", server_process.free_port()), log_path)
-    with lifecycle.stop_on_exit(vllm):
-        lifecycle.start_and_wait(vllm)
-        parity = server.check_parity(served, vllm.address, None, serve)
-        if failures := parity.failures(serve.parity):
-            raise GateError(
-                f"not predicted: the served model does not match the trained one: {'; '.join(failures)}",
-                code="INS-E007",
-            )
-        yield vllm
+    return VllmProcess(plan, Address("127.0.0.1", server_process.free_port()), log_path)
+
+
+def _start_and_check(vllm: VllmProcess, served: ServedModel, serve: Serve) -> None:
+    lifecycle.start_and_wait(vllm)
+    parity = server.check_parity(served, vllm.address, None, serve)
+    if failures := parity.failures(serve.parity):
+        raise GateError(
+            f"not predicted: the served model does not match the trained one: {'; '.join(failures)}", code="INS-E007"
+        )
 
 
 def identify_engine(served: ServedModel, plan: LaunchPlan) -> list[Any]:

@@ -69,8 +69,8 @@ class JobExecution:
         if n_done:
             log_step("resumed", f"{n_done:,} of {self.job.survey.rows:,} rows are on disk")
 
-    async def predict_all(self, predict_row: PredictRow) -> None:
-        """Query all rows without an answer on disk, with progress."""
+    async def predict_all(self, predict_row: PredictRow, concurrency: int) -> None:
+        """Query all rows without an answer on disk, with progress. `concurrency`: rows in flight."""
         job, n_done = self.job, self.state.counts().rows
         started_at, n_resumed = time.monotonic(), n_done
         with progress_bar.show_progress("predicted", job.survey.rows, n_done) as advance:
@@ -81,7 +81,7 @@ class JobExecution:
                 advance(n_done, f"{(n_done - n_resumed) / max(time.monotonic() - started_at, 1e-3):,.1f} rows/s")
 
             segments = inputs.iter_segments(job.files, job.source, self.task, job.recipe, self.state.is_done)
-            await Pipeline(predict_row, self.state, job.recipe.compare.concurrency, on_rows).run(segments)
+            await Pipeline(predict_row, self.state, concurrency, on_rows).run(segments)
 
     def finish(self) -> None:
         """Write the output and its description, each atomically, and remove the progress.

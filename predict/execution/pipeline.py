@@ -10,6 +10,7 @@ the previous one are in flight. Memory holds MAX_OPEN_SEGMENTS segments, indepen
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from insource.config.errors import StageError
 from predict.execution.journal import Journal
 from predict.execution.state import PredictionState
 from predict.prediction import NO_ANSWER_CODE, Prediction
+from predict.rows import inputs
 from predict.rows.inputs import InputRow, Segment
 
 MAX_OPEN_SEGMENTS = 2
@@ -94,8 +96,12 @@ class Pipeline:
         """Set up the pass; `on_rows` receives the number of rows that were just settled."""
         self._predict_row, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
         self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
-        self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
-        self._segment_slots = asyncio.Semaphore(MAX_OPEN_SEGMENTS)
+        # Bounded: answers that wait for the disk are requested again after a kill -9.
+        self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue(4 * concurrency)
+        # Many workers take more rows at once than a segment has.
+        self._segment_slots = asyncio.Semaphore(
+            max(MAX_OPEN_SEGMENTS, 1 + math.ceil(concurrency / inputs.SEGMENT_ROWS))
+        )
         self._open_segments: set[OpenSegment] = set()
         self._n_consecutive_failures, self._n_answered, self._n_failed = 0, 0, 0
 
@@ -112,9 +118,9 @@ class Pipeline:
                 for _ in workers:
                     await self._requests.put(None)
                 await asyncio.gather(*workers)
-                self._answers.put_nowait(None)
+                await self._answers.put(None)
         except ExceptionGroup as errors:
-            raise _first_error(errors) from None
+            raise first_error(errors) from None
         finally:
             for open_segment in self._open_segments:
                 open_segment.journal.close()
@@ -148,7 +154,7 @@ class Pipeline:
     async def _predict_rows(self) -> None:
         while (request := await self._requests.get()) is not None:
             open_segment, key, row = request
-            self._answers.put_nowait((open_segment, key, await self._predict_row(row)))
+            await self._answers.put((open_segment, key, await self._predict_row(row)))
 
     async def _write(self, group: asyncio.TaskGroup) -> None:
         """Journal the answers that have arrived, in a thread.
@@ -232,6 +238,7 @@ async def _run_to_completion(write: Callable[[KeyedPredictions], None], predicti
         raise
 
 
-def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception of a group, also of a group in a group."""
     error = errors.exceptions[0]
-    return _first_error(error) if isinstance(error, BaseExceptionGroup) else error
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error

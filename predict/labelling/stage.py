@@ -197,7 +197,7 @@ def _build_job(arguments: argparse.Namespace, call: Call) -> Job:
     """Return the prediction of INPUT by the trained run, whose output is kept below the recipe's runs."""
     digest = atomic_files.digest([str(Path(call.pattern).absolute()), arguments.run, arguments.engine])
     path = call.runs / ".label" / f"{digest}.jsonl"
-    settings = {"output": str(path), "probabilities": False, "force": True}
+    settings = {"output": str(path), "workers": None, "probabilities": False, "force": True}
     return predict_stage.build_job(argparse.Namespace(**{**vars(arguments), **settings}))
 
 

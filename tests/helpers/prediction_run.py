@@ -85,13 +85,13 @@ class PredictionRun:
         assert __main__.main(self.argv(rows, output, address, *args)) == 0
         return self.output_path(output)
 
-    def start(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, segment_rows: int, kill_at: str, args: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         """Predict in a process of its own, in small segments. `kill_at` is KILL_AFTER of KILLED_PREDICT_SCRIPT."""
         variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "KILL_AFTER": kill_at}
         return subprocess.Popen(
             [sys.executable, "-c", KILLED_PREDICT_SCRIPT, *args],
             cwd=ROOT,
-            env={**os.environ, **variables},
+            env={**os.environ, **variables, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -107,7 +107,7 @@ class PredictionRun:
             lines = sum(path.read_bytes().count(b"\n") for path in open_segments)
         except FileNotFoundError:  # finished between the two calls
             return 0
-        return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
+        return lines + sum(int(atomic_files.read_json(path)["rows"]) for path in done)
 
     def add_comparison(self, threshold: float | None, variant: str = "merged") -> None:
         """Write the files of a comparison; the scale in routing.json leaves probabilities unchanged."""

@@ -270,7 +270,7 @@ def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
         ({"output": "out.xlsx"}, [], r"OUTPUT: given out.xlsx.*\.parquet"),
         ({"output": "../rows/out.csv"}, [], "is a part of INPUT"),
         ({}, ["data.columns.text=body"], "no column 'body'"),
-        ({}, ["--engine", "ray"], "given 'ray', allowed: vllm or gateway"),
+        ({}, ["--engine", "spark"], "given 'spark', allowed: vllm or gateway or ray"),
         ({}, ["data.columns.messages=talk", "--probabilities"], "no column 'talk'"),
     ],
 )

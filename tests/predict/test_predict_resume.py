@@ -188,6 +188,7 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
         "output": str(prediction_run.output_path("out.jsonl")),
         "engine": None,
         "base_url": None,
+        "workers": None,
     }
     job = stage.build_job(Namespace(**arguments, probabilities=False, fresh=False, force=False))
     forms = launch_plan.rank_variants(job.run, job.run.recipe(), job.recipe.serve)

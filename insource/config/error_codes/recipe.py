@@ -80,7 +80,7 @@ DESCRIPTIONS = (
         "Option or variable not allowed",
         "An option of the command or an environment variable has a value that is not allowed.",
         "Use a value that the message allows.",
-        "ENGINE: given 'vlm', allowed: vllm or gateway",
+        "ENGINE: given 'vlm', allowed: vllm or gateway or ray",
     ),
     ErrorDescription(
         "INS-R012",

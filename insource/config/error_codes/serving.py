@@ -297,4 +297,20 @@ PREDICTION = (
         "Name other rows in INPUT.",
         "INPUT: rows.csv: none of 40 rows can be labelled (near_duplicate 40)",
     ),
+    ErrorDescription(
+        "INS-P014",
+        "Ray not installed",
+        "`ENGINE=ray` needs the package ray, which is not in the lock.",
+        "Run the command in the message, on every node of the cluster.",
+        "ENGINE=ray: ray is not installed; run .venv/bin/python -m pip install 'ray>=2.60,<2.61'",
+    ),
+    ErrorDescription(
+        "INS-P015",
+        "Ray cluster cannot be used",
+        "There is no cluster at RAY_ADDRESS, it has another version of Ray or Python, it has no node for a worker, or "
+        "its workers end again and again.",
+        "Check `ray status` and RAY_ADDRESS. Then run the same command again: finished answers are kept.",
+        "RAY_ADDRESS: given 10.0.0.1:6379: no cluster answers there: ConnectionRefusedError: [Errno 111] "
+        "Connection refused; give the address that `ray start` printed",
+    ),
 )

@@ -39,6 +39,8 @@ class StandInEngine:
     hang_after: int | None = None
     """Number of requests after which it answers no more."""
     n_accepted: int = 0
+    delay_seconds: float = 0.0
+    """Duration of every answer."""
     failing: bool = False
     """Whether requests and `GET /health` get status 503."""
     refusal_status: Callable[[str, int], int] = lambda text, attempts: 0
@@ -86,7 +88,7 @@ class StandInEngine:
             if self.hang_after is not None and self.n_accepted >= self.hang_after:
                 await asyncio.sleep(3600)
             self.n_accepted += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.delay_seconds)
             if status := self.refusal_status(text, attempts) or (503 if self.failing else 0):
                 return web.json_response({"error": {"message": f"refused with {status}"}}, status=status)
             answer, probability = self.answer(text)
