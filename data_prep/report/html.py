@@ -9,10 +9,11 @@ Each function returns the data of one section for `report.html.jinja`. Lengths a
 import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
+from functools import cache
 from itertools import pairwise, product
 from os.path import commonpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -25,6 +26,9 @@ from data_prep.report import console
 from data_prep.rows.columns import field_paths
 from insource.config.schema.source import SPLITS, Source
 from insource.system.number_format import format_count
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60
@@ -42,15 +46,7 @@ View = dict[str, Any]
 
 def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues: list[LabelIssue]) -> None:
     """Write the page. `report` is the content of data.json, `issues` the likely label errors."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": "{:,}".format}
-    environment.filters |= {function.__name__: function for function in (format_count, percent, breakable, excerpt)}
-    page = environment.get_template("report.html.jinja").render(
+    page = _load_template().render(
         report=report,
         name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
@@ -68,6 +64,20 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
     )
     # File names may contain bytes that are not valid text.
     path.write_text(page, encoding="utf-8", errors="replace")
+
+
+@cache
+def _load_template() -> "Template":
+    """Return the compiled template. Compiling it takes two thirds of the time of preparing 60 rows."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": "{:,}".format}
+    environment.filters |= {function.__name__: function for function in (format_count, percent, breakable, excerpt)}
+    return environment.get_template("report.html.jinja")
 
 
 def percent(part: float, whole: float = 1) -> str:
