@@ -417,7 +417,7 @@ def test_the_plan_is_decided_by_micro_f1_where_it_names_no_metric(tmp_path: Path
 # All of it.
 
 
-@pytest.mark.slow(minutes=4)
+@pytest.mark.nightly
 def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
     rng = random.Random(11)
     topics_by_label = {"late": TOPICS[:5], "torn": TOPICS[5:10], "refund": TOPICS[10:]}
