@@ -435,6 +435,7 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
         '  columns: {label: topics, label_separator: ";"}\n'
         "  split: {test: 0.2, validation: 0.15, calibration: 0.1}\n"
         "model: {base: pocket}\n"
+        'tracking: {wandb: {mode: "off"}}\n'
         "compare: {primary: {baseline: base}, base_shots: 0}\n",
         encoding="utf-8",
     )

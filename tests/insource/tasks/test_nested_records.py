@@ -421,6 +421,7 @@ def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_
         "  columns: {targets: records}\n"
         "  split: {stratify: null, test: 0.2, validation: 0.15, calibration: 0.1}\n"
         "model: {base: pocket}\n"
+        'tracking: {wandb: {mode: "off"}}\n'
         "compare: {primary: {baseline: base, metric: field_f1}, base_shots: 0}\n",
         encoding="utf-8",
     )
