@@ -18,13 +18,13 @@ VENV      = $(realpath .venv)/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES N SUGGEST
+export DURATIONS HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES N SUGGEST
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all nightly check bench lock schema
+.PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types generated test-check test test-all nightly check bench lock schema
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -105,8 +105,8 @@ test: setup ## Run the tests that take seconds
 test-all: setup ## Run all tests; some train, some serve with vLLM
 	@$(TESTS)
 
-nightly: setup ## Run the tests that make check leaves out: cases with the most rows or repetitions
-	@$(TESTS) -m nightly
+nightly: setup ## Run what make check leaves out: the nightly tests, and property tests with all their examples
+	@NIGHTLY=1 $(TESTS) -m "nightly or hypothesis"
 
 lint: setup ## Check style with ruff, and imports between packages with import-linter
 	@$(VENV) -m ruff check .
@@ -116,10 +116,14 @@ lint: setup ## Check style with ruff, and imports between packages with import-l
 types: setup ## Check types with mypy
 	@$(VENV) -m mypy
 
-check: lint types ## Run lint, types, all tests but the nightly ones, and compare generated files with the code
+generated: setup ## Compare recipes/.schema.json and docs/errors.md with the code
 	@$(VENV) -m insource.config.recipe --check
 	@$(VENV) -m insource.config.error_codes --check
+
+test-check: setup ## Run all tests but the nightly ones (DURATIONS=tests/seconds_by_file.json records the seconds by file)
 	@$(TESTS) -m "not nightly"
+
+check: lint types generated test-check ## Run lint, types, all tests but the nightly ones, and compare generated files with the code
 
 bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | recurrent | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | decisions | gateway_load | gpu_memory | chat_templates | labelling | curve | prediction | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)

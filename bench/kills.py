@@ -100,7 +100,7 @@ def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> b
             if process.returncode:
                 raise RuntimeError(f"ended with {process.returncode}:\n{printed}")
             return False
-        time.sleep(0.0005)
+        time.sleep(0.004)
     # Parents first: a parent must not notice the end of a child and write to disk.
     for pid in machine.process_tree(process.pid):
         with suppress(ProcessLookupError):

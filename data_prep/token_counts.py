@@ -20,7 +20,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.train import Model
 from insource.tasks import TASKS
-from insource.tasks.rendering import chat_template
+from insource.tasks.rendering import base_tokenizer, chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,11 +143,8 @@ def compute_context_limit(
 
 def _read_context_length(model: Model) -> int | None:
     """Return the context length in config.json of the base; None if the file or the value is missing."""
-    from transformers import PreTrainedConfig
-
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
-    except OSError:
+    config = base_tokenizer.read_model_config(model)
+    if config is None:
         return None
     length = config.get("text_config", config).get("max_position_embeddings")
     return length if isinstance(length, int) else None

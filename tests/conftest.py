@@ -2,12 +2,13 @@
 
 import csv
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ import pytest
 from hypothesis import settings
 
 from demo_data.support_tickets import generate_tickets
+from tests.helpers import property_tests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 ROOT = Path(__file__).parent.parent
+# From `DURATIONS=tests/seconds_by_file.json make check`.
+SECONDS_BY_FILE = ROOT / "tests" / "seconds_by_file.json"
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 # A shell that starts the tests in the background, or by nohup, has these ignored, and children inherit that; tests send
@@ -28,18 +32,41 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # On a build machine the same examples every time; elsewhere new ones every time. How long one takes is no finding: the
 # machine may be busy.
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+DEFAULT_EXAMPLES = property_tests.count_examples(100)
+settings.register_profile("default", deadline=None, max_examples=DEFAULT_EXAMPLES)
+settings.register_profile("ci", deadline=None, max_examples=DEFAULT_EXAMPLES, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first: on several cores the last file to end decides how long all take."""
-    slow_minutes = Counter[Path]()
+    """Put the files that took longest first: on several cores the last file to end decides how long all take.
+
+    A file without recorded seconds comes by the minutes of its slow tests.
+    """
+    recorded = json.loads(SECONDS_BY_FILE.read_text(encoding="utf-8"))
+    seconds = Counter[Path]()
     for item in items:
         if mark := item.get_closest_marker("slow"):
-            slow_minutes[item.path] += mark.kwargs.get("minutes", 1)
-    items.sort(key=lambda item: -slow_minutes[item.path])
+            seconds[item.path] += 60 * mark.kwargs.get("minutes", 1)
+    for path in {item.path for item in items}:
+        seconds[path] = recorded.get(path.relative_to(ROOT).as_posix(), seconds[path])
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the files that took longest. With DURATIONS=<file> write the seconds of all files there, as JSON."""
+    seconds = defaultdict[str, float](float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section(f"seconds by file ({sum(seconds.values()):.0f} of all workers)")
+        for name, value in sorted(seconds.items(), key=lambda entry: -entry[1])[:30]:
+            terminalreporter.line(f"{value:7.1f}  {name}")
+    if path := os.environ.get("DURATIONS"):
+        rounded = {name: round(value) for name, value in sorted(seconds.items()) if value >= 1}
+        Path(path).write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -82,7 +109,10 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe on 400 synthetic tickets: small enough to train in seconds."""
+    """A recipe on 400 synthetic tickets: small enough to train in seconds.
+
+    Without W&B: starting it took a quarter of a training of two updates.
+    """
     return made_once(tmp_path_factory, "small", _write_small_recipe) / "small.yaml"
 
 
@@ -100,6 +130,7 @@ data:
   split: {test: 0.2, validation: 0.15, calibration: 0.1, group: customer}
 model: {base: pocket}
 train: {max_steps: 6, logging_steps: 2, save_steps: 2}
+tracking: {wandb: {mode: "off"}}
 """,
         encoding="utf-8",
     )

@@ -12,8 +12,9 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -21,6 +22,9 @@ from compare.report import cost_section, head_note, markdown_page, routing_secti
 from insource.config.schema.compare import HEAD
 from insource.system import atomic_files, number_format
 from insource.tracking.scores.comparison import Disagreement, Scores
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
@@ -38,16 +42,9 @@ def write_report(folder: Path, scores: Scores, disagreements: Sequence[Disagreem
 
 def render_html(scores: Scores, disagreements: Sequence[Disagreement]) -> str:
     """Return the page. `disagreements` are rows in which two systems differ, with both answers."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= _template_filters()
     context = _template_context(scores, disagreements)
-    page = environment.get_template("report.html.jinja").render(
+    page = _load_template().render(
         **context,
         scores=scores,
         sections=[(id_, title) for id_, title, present in _page_sections(context) if present],
@@ -58,6 +55,21 @@ def render_html(scores: Scores, disagreements: Sequence[Disagreement]) -> str:
     )
     # An answer may contain a lone surrogate, which cannot be encoded, or NUL, which HTML does not allow.
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+@cache
+def _load_template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= _template_filters()
+    return environment.get_template("report.html.jinja")
 
 
 def content_security_policy(css: str, script: str) -> str:

@@ -2,13 +2,23 @@
 
 import re
 
+import pytest
+
 from compare import models
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
 
 
-def test_models_have_prices_tiers_batches_shutdown_days_and_the_recipes_that_name_them() -> None:
-    by_name = {f"{model.provider}:{model.name}": model for model in models.list_models("2026-11-29")}
+@pytest.fixture(scope="module")
+def listed() -> list[models.KnownModel]:
+    """The models of 2026-11-29. Their prices take seconds to look up."""
+    return models.list_models("2026-11-29")
+
+
+def test_models_have_prices_tiers_batches_shutdown_days_and_the_recipes_that_name_them(
+    listed: list[models.KnownModel],
+) -> None:
+    by_name = {f"{model.provider}:{model.name}": model for model in listed}
     luna, haiku = by_name["openai:gpt-6-luna"], by_name["anthropic:claude-haiku-5-5"]
     assert luna.cells()[1:6] == ["0.1", "0.5", "0.01", "0.05 / 0.25", "from 272,000: 0.2 / 0.75"]
     assert haiku.cells()[5] == "from 100,000: 0.5 / 2.5" and "classifier" in haiku.recipes
@@ -21,8 +31,10 @@ def test_models_have_prices_tiers_batches_shutdown_days_and_the_recipes_that_nam
     }
 
 
-def test_no_model_of_a_recipe_is_without_a_price_or_shut_down_within_three_months() -> None:
-    recipe_models = [model for model in models.list_models("2026-11-29") if model.recipes]
+def test_no_model_of_a_recipe_is_without_a_price_or_shut_down_within_three_months(
+    listed: list[models.KnownModel],
+) -> None:
+    recipe_models = [model for model in listed if model.recipes]
     assert len(recipe_models) >= 2
     for model in recipe_models:
         assert model.price is not None and (model.shutdown is None or model.shutdown > "2027-02-28"), model.name
@@ -47,8 +59,7 @@ def test_recipes_name_a_dated_model_where_its_provider_dates_it() -> None:
     assert n_baselines >= 9
 
 
-def test_what_genai_prices_lists_beside_the_sdks_is_listed_with_its_price() -> None:
-    listed = models.list_models("2026-11-29")
+def test_what_genai_prices_lists_beside_the_sdks_is_listed_with_its_price(listed: list[models.KnownModel]) -> None:
     sdk_names = {*models._openai_names(), *models._anthropic_names()}
     only_priced = [model for model in listed if model.name not in sdk_names]
     assert only_priced and all(model.price is not None and model.cells()[6] == "not told" for model in only_priced)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from data_prep.readers.encoding import BLOCK_BYTES
@@ -27,12 +27,13 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.schema.source import Source
 from tests.helpers.errors import raises_error
 from tests.helpers.malformed_files import MALFORMED_FILES, PLAIN, MalformedFile, to_cesu8
+from tests.helpers.property_tests import examples
 
 COLUMNS = ("text", "label")
 SUFFIXES = ("csv", "tsv", "json", "jsonl")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
-few_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_rows(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRow]:

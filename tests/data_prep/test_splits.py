@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from data_prep import minhash, prepare
@@ -20,6 +20,7 @@ from insource.config.schema.data import Deduplicate
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.text.text_keys import duplicate_key
+from tests.helpers.property_tests import examples
 
 Row = tuple[str, str, str]
 
@@ -69,7 +70,7 @@ sentences = st.builds(
 row_lists = st.lists(
     st.tuples(sentences, st.sampled_from("ab"), st.sampled_from([f"c{n}" for n in range(8)])), max_size=40
 )
-few_examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few_examples = examples(25, suppress_health_check=[HealthCheck.too_slow])
 
 
 def similarity(first: str, second: str) -> float:

@@ -23,7 +23,8 @@ def copy_exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str)
     """Return a new runs folder with a trained, merged and quantized run: a copy of one that all tests share."""
 
     def make(folder: Path) -> None:
-        for args in (("train", *TRAIN_SETTINGS), ("train.export",)):
+        # With W&B, for comparisons: they take this setting from the run.
+        for args in (("train", *TRAIN_SETTINGS, "tracking.wandb.mode=offline"), ("train.export",)):
             completed = run_command(folder, args[0], recipe, *args[1:])
             assert completed.returncode == 0, completed.stderr
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from demo_data import purchase_phrases
@@ -16,6 +16,7 @@ from insource.config.base_models import POCKET
 from insource.config.load import load
 from pocket import corpus
 from tests.conftest import REAL_DATA, ROOT
+from tests.helpers.property_tests import examples
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
 
@@ -69,7 +70,7 @@ def test_its_files_are_the_ones_a_deployment_needs_and_small() -> None:
     assert "CC BY-SA 4.0" in card and "Schema-Guided Dialogue" in card and "python -m pocket.pretrain" in card
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_its_tokenizer_gives_any_text_back(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -268,9 +268,6 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_pat
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from peft import LoraConfig, TaskType, get_peft_model
-
-from predict import __main__, stage
 from predict.execution.journal import Journal
 from predict.prediction import Prediction
 from insource.config.errors import StageError
@@ -305,7 +302,7 @@ def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("few", "many"),
     [
-        pytest.param(20_000, 120_000, marks=pytest.mark.slow(minutes=4)),
+        pytest.param(20_000, 60_000, marks=pytest.mark.slow(minutes=2)),
         pytest.param(20_000, 200_000, marks=pytest.mark.nightly),
     ],
 )

@@ -118,6 +118,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert scores["verdict"]["choice"] == "inconclusive" and scores["plan"]["confirmatory"]
     assert (run.folder / "report.html").stat().st_size > 20_000
     ledger = list(atomic_files.read_jsonl(runs / "small" / "ledger.jsonl"))
+    assert list((run.folder / "wandb").rglob("*-compare/*.wandb"))
     assert len(ledger) == 1 and ledger[0]["test_sha256"] == scores["integrity"]["test_sha256"]
     assert completed.stdout.splitlines()[0].startswith("verdict   INCONCLUSIVE")
     assert len(completed.stdout.splitlines()) <= 10 and "report.html" in completed.stdout

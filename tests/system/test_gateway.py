@@ -42,7 +42,7 @@ def deploy(runs: Path, recipe: Path, run: Run) -> str:
     return registry.compute_version(run.folder / "adapter")
 
 
-@pytest.mark.slow(minutes=5)
+@pytest.mark.nightly
 def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     first, second = trained(runs)
     first_version = deploy(runs, small_recipe, first)

@@ -47,7 +47,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.mark.slow(minutes=5)
+@pytest.mark.nightly
 def test_two_engines_answer_and_one_that_is_killed_loses_no_request(
     small_recipe: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

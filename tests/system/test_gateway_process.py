@@ -251,6 +251,32 @@ def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(gateway
         assert failing not in gateway.read_log().replace(f"refused   {NAME}@{failing}", "")
 
 
+def test_no_request_fails_while_versions_change_under_load(gateway_setup: GatewaySetup) -> None:
+    first, stop = gateway_setup.deploy("one"), threading.Event()
+    responses: list[tuple[int, Any, dict[str, str]]] = []
+
+    def send_requests() -> None:
+        while not stop.is_set():
+            responses.append(gateway.request(ASKED))
+
+    with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
+        gateway.wait_for_answer()
+        threads = [threading.Thread(target=send_requests) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        try:
+            second = gateway_setup.deploy("two")
+            gateway.wait_for_log(f"drained   {NAME}@{first}")
+            registry.roll_back(gateway_setup.registry, first)
+            gateway.wait_for_log(f"drained   {NAME}@{second}")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    versions = Counter(version_of(response) for response in responses)
+    assert set(versions) == {first, second} and min(versions.values()) >= 16
+
+
 def test_a_version_that_is_gone_before_it_is_loaded_is_told_and_the_old_one_goes_on(
     gateway_setup: GatewaySetup,
 ) -> None:

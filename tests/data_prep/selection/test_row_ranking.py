@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.selection import row_ranking
@@ -13,6 +13,7 @@ from data_prep.selection.repeated_rows import find_repeats
 from data_prep.selection.row_ranking import rank_rows
 from insource.config.schema.data import Deduplicate
 from insource.text.text_keys import duplicate_key
+from tests.helpers.property_tests import examples
 
 TOPICS = {
     "parcel": ["parcel", "courier", "delivery", "doorstep", "tracking", "van", "driver", "depot"],
@@ -33,7 +34,7 @@ def make_texts(topic: str, count: int, seed: int = 1) -> list[str]:
     return list(texts.values())
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     texts=st.lists(TEXTS, max_size=30),
     labelled=st.lists(TEXTS, max_size=8),

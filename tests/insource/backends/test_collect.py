@@ -54,10 +54,10 @@ def right(result: CollectResult) -> bool:
 @pytest.mark.parametrize(
     ("wire", "rows"),
     [
-        ("openai", 300),
-        ("anthropic", 300),
-        ("decisions", 300),
-        ("systemone", 300),
+        ("openai", 120),
+        ("anthropic", 120),
+        ("decisions", 120),
+        ("systemone", 120),
         pytest.param("openai", FULL, marks=pytest.mark.nightly),
         pytest.param("decisions", FULL, marks=pytest.mark.nightly),
     ],
@@ -98,8 +98,8 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None
 @pytest.mark.parametrize(
     ("wire", "rows"),
     [
-        ("openai", 400),
-        ("decisions", 400),
+        ("openai", 160),
+        ("decisions", 160),
         pytest.param("openai", FULL, marks=pytest.mark.nightly),
         pytest.param("decisions", FULL, marks=pytest.mark.nightly),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -27,6 +27,7 @@ from insource.tasks import TASKS
 from insource.tracking import run
 from tests.conftest import ROOT
 from tests.helpers.errors import raises_error
+from tests.helpers.property_tests import examples
 
 GOOD = """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -366,7 +367,7 @@ values = st.recursive(
 keys = st.sampled_from(sorted({*schema.Recipe.model_fields, *Train.model_fields, *Data.model_fields}))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.dictionaries(keys, values | st.dictionaries(keys, values, max_size=3), max_size=5))
 def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("any") / "any.yaml"

@@ -4,7 +4,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, multinomial
 
@@ -13,6 +13,7 @@ from bench.statistics import router_simulation
 from bench.statistics.router_simulation import POPULATIONS, CalibrationDraw, Population
 from insource.stats import learn_then_test
 from insource.stats.learn_then_test import MeanAbove, NonInferior, difference_p_value, hoeffding_bentkus
+from tests.helpers.property_tests import examples
 
 DRAWS = 200
 
@@ -182,7 +183,7 @@ def test_thresholds_do_not_depend_on_the_calibration_rows() -> None:
         assert shifted_threshold is None or shifted_threshold in {*draw.validation_confidences, 0.0}
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.floats(0.6, 0.99), st.floats(0.01, 0.2))
 def test_so_many_right_rows_show_the_target_and_one_fewer_do_not(target: float, alpha: float) -> None:
     claim = MeanAbove(target)

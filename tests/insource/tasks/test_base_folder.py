@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from bench import chat_templates
 from insource.config.base_models import POCKET
@@ -13,6 +16,7 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.train import Model
 from insource.tasks.rendering import base_tokenizer, chat_template
+from tests.conftest import ROOT
 from tests.helpers import chat_templates as kinds
 
 
@@ -50,6 +54,34 @@ def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp
     (tekken,) = (Path(str(files("mistral_common"))) / "data").glob("tekken_240911.json")
     shutil.copyfile(tekken, tekken_only / "tekken.json")
     assert "has no chat template" in refused(tekken_only) and "add chat_template.jinja" in refused(tekken_only)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", None])
+def test_the_tokenizer_is_that_of_auto_tokenizer(model_type: str | None, tmp_path: Path) -> None:
+    """For llama without importing AutoTokenizer; qwen2 has a class of its own; None is a folder without config.json."""
+    folder = kinds.write_base(tmp_path / "base", kinds.STOP_OF_CONFIG)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}), encoding="utf-8")
+    if model_type is None:
+        (folder / "config.json").unlink()
+    expected = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    tokenizer = base_tokenizer.load_auto_tokenizer(str(folder), Model(base=str(folder)))
+    assert type(tokenizer) is type(expected)
+    assert tokenizer.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert (tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length) == (
+        expected.special_tokens_map,
+        expected.chat_template,
+        expected.model_max_length,
+    )
+
+
+def test_prompts_are_rendered_without_torch() -> None:
+    code = "import sys; from insource.config.schema.train import Model; "
+    code += "from insource.tasks.rendering import chat_template; "
+    code += f"chat_template.load_rendering(Model(base={str(POCKET)!r})); "
+    code += "print([name for name in ('torch', 'sklearn', 'scipy') if name in sys.modules])"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"
 
 
 def test_of_several_named_templates_the_default_is_taken_or_they_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -23,6 +23,7 @@ from insource.tracking import run as runs
 from insource.tracking.prompt_spec import ReferenceFile
 from tests.conftest import Command
 from tests.helpers.grammars import check_spelling, matches, sample_text
+from tests.helpers.property_tests import examples
 from train import launch, run_data, worker
 from train.export import adapter
 from train.packing.packing_plan import TokenizedRow
@@ -105,7 +106,7 @@ schemas = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.dictionaries(keywords, schemas, max_size=4))
 def test_no_schema_crashes_the_check(schema: dict[str, Any]) -> None:
     try:
@@ -192,7 +193,7 @@ records = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(records)
 @example({"kind": "bill", "seller": "x", "total": -1.2345678901234567e-12})
 def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(record: dict[str, Any]) -> None:
@@ -253,7 +254,7 @@ def test_json_in_another_spelling_is_the_same_record() -> None:
     assert extraction.parse(SPEC, respelled) == ParsedAnswer(EMPTY | {"total": 12, "seller": "Hô"})
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.fixed_dictionaries(
         {}, optional={name: json_values | st.sampled_from(["bill", "Ho", []]) for name in (*SPEC.fields, "other")}
@@ -343,7 +344,8 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     committed = (RECIPES / "extractor.yaml").read_text(encoding="utf-8")
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(committed.replace("../demo_data/purchase_documents.jsonl", "documents.jsonl"), encoding="utf-8")
-    completed = python("train", recipe, "train.max_steps=2", "train.save_steps=2", "--hardware", "cpu")
+    settings = ("train.max_steps=2", "train.save_steps=2", "tracking.wandb.mode=off")
+    completed = python("train", recipe, *settings, "--hardware", "cpu")
     assert completed.returncode == 0, completed.stderr
     _, tuned, *_, untuned = completed.stdout.splitlines()
     assert "schema valid" in tuned and "schema valid" in untuned

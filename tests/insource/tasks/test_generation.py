@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare
@@ -24,6 +24,7 @@ from insource.tasks import TASKS, format_metrics, generation
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from tests.conftest import Command
 from tests.helpers.errors import raises_error
+from tests.helpers.property_tests import examples
 
 SPEC = generation.make_spec(Task(kind="generation", instruction="Sum up the message."), {})
 
@@ -125,7 +126,7 @@ visible = (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(visible, visible), min_size=1, max_size=7))
 def test_scores_stay_within_0_and_1_and_are_1_for_the_target_itself(
     pairs: list[tuple[ParsedAnswer, ParsedAnswer]],
@@ -288,7 +289,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.fixed_dictionaries({}, optional={"text": anything, "target": anything}))
 def test_any_row_is_used_or_rejected(values: dict[str, Any]) -> None:
     result = make_row(SourceRow("rows.jsonl", 1, values), any_columns())

@@ -418,7 +418,7 @@ def test_the_plan_is_decided_by_micro_f1_where_it_names_no_metric(tmp_path: Path
 # All of it.
 
 
-@pytest.mark.slow(minutes=4)
+@pytest.mark.nightly
 def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
     rng = random.Random(11)
     topics_by_label = {"late": TOPICS[:5], "torn": TOPICS[5:10], "refund": TOPICS[10:]}
@@ -436,6 +436,7 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
         '  columns: {label: topics, label_separator: ";"}\n'
         "  split: {test: 0.2, validation: 0.15, calibration: 0.1}\n"
         "model: {base: pocket}\n"
+        'tracking: {wandb: {mode: "off"}}\n'
         "compare: {primary: {baseline: base}, base_shots: 0}\n",
         encoding="utf-8",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from tests.data_prep.test_data_faults import prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers import commands
 from tests.helpers.grammars import check_spelling, matches, sample_text
+from tests.helpers.property_tests import examples
 from tests.insource.tasks.test_extraction import task
 
 ITEM = {
@@ -149,7 +150,7 @@ records = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(records)
 def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(record: dict[str, Any]) -> None:
     for spec in SPECS:
@@ -287,7 +288,7 @@ def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
     assert empty["exact_match"] == 1 and empty["per_item"] == {}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(items, max_size=3), st.lists(items, max_size=3))
 def test_the_assignment_is_the_best_of_all(target_items: list[Any], predicted_items: list[Any]) -> None:
     target, prediction = (
@@ -421,6 +422,7 @@ def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_
         "  columns: {targets: records}\n"
         "  split: {stratify: null, test: 0.2, validation: 0.15, calibration: 0.1}\n"
         "model: {base: pocket}\n"
+        'tracking: {wandb: {mode: "off"}}\n'
         "compare: {primary: {baseline: base, metric: field_f1}, base_shots: 0}\n",
         encoding="utf-8",
     )

@@ -3,15 +3,16 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from insource.tasks.records.normalizers import normalize
+from tests.helpers.property_tests import examples
 
 NORMALIZERS = ("whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy")
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     st.text(max_size=20) | st.text("0123456789.,-/ ()RM€'JanFeb:+T", max_size=14),
     st.lists(st.sampled_from(NORMALIZERS), unique=True),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare
@@ -25,6 +25,7 @@ from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
 from tests.conftest import Command
 from tests.helpers.errors import raises_error
+from tests.helpers.property_tests import examples
 
 SPEC = preference.make_spec(Task(kind="preference", instruction="Answer the customer."), {})
 PAIR = {"chosen": "Under Plan.", "rejected": "No idea, look yourself."}
@@ -315,7 +316,7 @@ message = st.fixed_dictionaries(
 cells = st.none() | st.integers() | st.text(max_size=8) | st.lists(message | st.text(max_size=3), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     values=st.fixed_dictionaries({}, optional={"text": cells, "chosen": cells, "rejected": cells}),
     prompt_inside=st.booleans(),

@@ -336,7 +336,7 @@ def test_a_file_that_cannot_be_taken_ends_training_before_it_begins(
 
 
 @pytest.mark.slow(minutes=2)
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.nightly)])
 def test_what_is_served_is_what_was_trained(
     quantization: str, small_recipe: Path, pocket_gguf: Path, tmp_path: Path
 ) -> None:
