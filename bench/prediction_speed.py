@@ -28,6 +28,7 @@ from insource.backends.types import Backend, RowRequest
 from insource.backends.wire import openai_chat
 from insource.config.errors import StageError
 from insource.system import atomic_files
+from insource.tasks.data_row import InputRow
 from predict import stage
 from predict.engines import clients, local_vllm
 from predict.execution.job_execution import JobExecution
@@ -68,7 +69,7 @@ class Workload:
 
     def requests(self) -> list[RowRequest]:
         """Return the requests of the comparison."""
-        rows = [{"id": str(number), "input": {"text": text}} for number, text in enumerate(self.texts)]
+        rows: list[InputRow] = [{"id": str(number), "input": {"text": text}} for number, text in enumerate(self.texts)]
         requests = row_requests.build_requests(LOCAL_SYSTEM, self.task.dataset, rows)
         return [RowRequest(request.id, 0, request) for request in requests]
 

@@ -40,7 +40,9 @@ def predict_dataset(dataset: EvalDataset, encoder: str | None = None) -> list[Ba
     return predict_answers(train, rows, dataset.train_answers, task.HAS_LABELS)
 
 
-def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[BaselinePrediction]:
+def predict_answers(
+    train: InputRows, rows: InputRows, answers: Sequence[str], labelled: bool
+) -> list[BaselinePrediction]:
     """Return the prediction for each row.
 
     `answers` are the answers of the train rows as text. If `labelled`, they are classes to predict, else texts to copy.
@@ -51,7 +53,9 @@ def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: b
     return _fit_predict(train_features, answers, features)
 
 
-def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encoder: str) -> list[BaselinePrediction]:
+def predict_with_encoder(
+    train: InputRows, rows: InputRows, answers: Sequence[str], encoder: str
+) -> list[BaselinePrediction]:
     """Return the predictions of a linear model on a sentence encoder's features (mean of its last layer, normalised).
 
     Raise StageError if the encoder cannot be loaded.
@@ -96,7 +100,7 @@ def _label_probability(train_features: Any, has_label: Any, features: Any) -> An
     return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, has_label).predict_proba(features)[:, 1]
 
 
-def nearest_rows(train: Rows, rows: InputRows, max_rows: int) -> list[list[int]]:
+def nearest_rows(train: InputRows, rows: InputRows, max_rows: int) -> list[list[int]]:
     """Return for each row the indices of the most similar train rows, the most similar last.
 
     The last example is next to the question and has most influence.
@@ -115,7 +119,7 @@ def nearest_rows(train: Rows, rows: InputRows, max_rows: int) -> list[list[int]]
     return nearest
 
 
-def _features(train: Rows, rows: InputRows, encoder: str | None = None) -> tuple[Any, Any]:
+def _features(train: InputRows, rows: InputRows, encoder: str | None = None) -> tuple[Any, Any]:
     """Return the features of train rows and of the other rows: TF-IDF, or those of an encoder."""
     if encoder is not None:
         embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
@@ -138,7 +142,7 @@ def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> 
     ]
 
 
-def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[BaselinePrediction]:
+def _predict_nearest(train: InputRows, rows: InputRows, answers: Sequence[str]) -> list[BaselinePrediction]:
     return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
 
 

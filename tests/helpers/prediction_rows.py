@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from compare.systems import linear_baseline
+from insource.tasks.data_row import InputRow
 from tests.helpers.gateway.task_gateway import LABELS
 
 PHRASES = {
@@ -20,11 +21,15 @@ TEXTS = [f"order {index}: my parcel {PHRASES[LABELS[index % 3]][index // 3 % 3]}
 @cache
 def linear_predictions() -> dict[str, tuple[str, float]]:
     """Return {text: (label, probability)} of TEXTS by a linear model."""
-    train = [{"input": {"text": f"my parcel {phrase}"}} for label in LABELS for phrase in PHRASES[label]]
+    train = _input_rows([f"my parcel {phrase}" for label in LABELS for phrase in PHRASES[label]])
     labels = [label for label in LABELS for _ in PHRASES[label]]
-    predictions = linear_baseline.predict_answers(train, [{"input": {"text": text}} for text in TEXTS], labels, True)
+    predictions = linear_baseline.predict_answers(train, _input_rows(TEXTS), labels, True)
     probabilities = [(prediction.output, math.exp(prediction.log_probability or 0.0)) for prediction in predictions]
     return dict(zip(TEXTS, probabilities, strict=True))
+
+
+def _input_rows(texts: list[str]) -> list[InputRow]:
+    return [{"id": str(index), "input": {"text": text}} for index, text in enumerate(texts)]
 
 
 def make_rows(texts: list[str]) -> list[dict[str, Any]]:
