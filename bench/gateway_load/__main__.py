@@ -41,13 +41,13 @@ def main() -> int:
     arguments = parser.parse_args()
     path = arguments.results or (RESULTS if arguments.scale == 1 else None)
     results = atomic_files.read_json(path) if path and path.exists() else {}
-    missed = []
+    missed, scale_option = [], "" if arguments.scale == 1 else f" --scale {arguments.scale:g}"
     for name in arguments.only or PARTS:
         with tempfile.TemporaryDirectory() as folder:
             result = PARTS[name](Path(folder), arguments.scale)
         missed += [f"{name}: {target}" for target in result["missed"]]
         results[name] = result | {
-            "command": f"python -m bench.gateway_load --only {name}",
+            "command": f"python -m bench.gateway_load --only {name}{scale_option}",
             "hardware": machine.describe_hardware(on_gpu=False),
             "vllm": environment.read_vllm_version(),
             "date": machine.utc_date(),
