@@ -38,7 +38,8 @@ from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess
 
 RUN_BATCH_MODULE = "vllm.entrypoints.launchers.run_batch"
-BATCH_STARTED = "Reading batch from"
+BATCH_STARTED = "Running batch"
+"""The label of its progress bar, which appears before the first request."""
 SERVER_OPTIONS = ("--host", "--port", "--middleware")
 """Options of the server that run-batch does not have, each with a value."""
 DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
@@ -134,7 +135,7 @@ def time_comparison(workload: Workload, vllm: VllmProcess, repeat: int) -> float
 
 
 def time_run_batch(workload: Workload, vllm: VllmProcess, repeat: int) -> float:
-    """Return the seconds from reading the batch file to its written output."""
+    """Return the seconds from the first request to the written output."""
     output_path = workload.folder / f"batch-{repeat}.jsonl"
     input_path = _write_batch(workload)
     argv = [sys.executable, "-m", RUN_BATCH_MODULE, "-i", str(input_path), "-o", str(output_path)]
