@@ -15,7 +15,7 @@ from tests.helpers import commands
 OTHER = {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.nightly
+@pytest.mark.slow(minutes=3)
 def test_served_answers_are_the_trained_ones_under_other_arithmetic(small_recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     stages = (

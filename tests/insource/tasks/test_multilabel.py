@@ -238,7 +238,7 @@ def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write:
     sizes = {str(size): sum(len(row["target"]) == size for row in prepared_rows) for size in range(4)}
     assert report["labels_per_row"] == {"may_be_empty": True, "rows": sizes}
     summary = console.format_summary(DataReport(**report), "prepared")
-    assert f"labels a row: 0: {sizes['0']} rows" in summary and "labels are not doubted" in summary
+    assert f"labels a row: 0: {sizes['0']} rows" in summary and "label errors are not searched for" in summary
     assert report["suspects"]["found"] == 0 and "several labels" in report["suspects"]["why_none"]
     html = next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
     assert "Classification with several labels a row" in html and "How many labels a row has" in html
