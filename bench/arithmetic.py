@@ -76,6 +76,8 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
             break
     result: dict[str, Any] = {
         "setting": setting.name,
+        "machine": environment.cpu_name(),
+        "date": machine.utc_date(),
         "variables": dict(setting.variables),
         "changes": list(setting.changes),
         "exit_codes": codes,
@@ -145,8 +147,6 @@ def main() -> int:
         kept_runs = [run for run in previous["runs"] if (run["recipe"], run["setting"]) not in _measured_keys(measured)]
         result = {
             "command": "python -m bench.arithmetic",
-            "machine": environment.cpu_name(),
-            "date": machine.utc_date(),
             "versions": environment.read_package_versions(),
             "runs": [*kept_runs, *measured],
         }
