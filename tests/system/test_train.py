@@ -194,4 +194,4 @@ def test_rows_that_would_lose_their_answer_are_refused_before_training(
 def test_without_packing_and_without_quantization_it_trains_as_well(small_recipe: Path, python: Command) -> None:
     completed = python("train", small_recipe, "train.packing=none", "model.quantization=none", "train.max_steps=2")
     assert completed.returncode == 0, completed.stderr
-    assert "each row alone" in completed.stderr
+    assert "each row separately" in completed.stderr
