@@ -176,7 +176,7 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
         for panel in panels:
             assert set(panel.fields) <= available, (title, panel.title)
     completed = commands.run_command(
-        runs, "insource.tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs)
+        runs, "insource.tracking.dashboard", small_recipe, "tracking.wandb.mode=auto", WANDB_API_KEY="", HOME=str(runs)
     )
     assert completed.returncode == 0, completed.stderr
     assert "not logged in to W&B" in completed.stderr

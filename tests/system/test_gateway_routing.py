@@ -11,9 +11,11 @@ from deploy import registry, routing
 from insource.config.load import load
 from insource.system import atomic_files
 from insource.tasks import TASKS
+from insource.tracking.manifest import StageRecord
 from insource.tracking.run import Run, to_yaml
 from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewaySetup
 from tests.helpers.provider.faulty_provider import Provider
+from tests.helpers.run_manifest import write_manifest
 
 LABELS = {"delivery_delay": "", "refund_status": ""}
 
@@ -111,7 +113,7 @@ def compared_run(tmp_path: Path) -> Run:
     atomic_files.write_json(run.folder / "routing.json", policy(0.9))
     atomic_files.write_json(run.folder / "scores.json", {"systems": {"tuned": {"form": "merged"}}})
     inputs = {f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)}
-    atomic_files.write_json(run.folder / "manifest.json", {"stages": {"compare": {"state": "done", "inputs": inputs}}})
+    write_manifest(run.folder, {"compare": StageRecord(state="done", inputs=inputs)})
     (run.folder / "recipe.yaml").write_text(to_yaml(load(NAME, [], "cpu").recipe), encoding="utf-8")
     return run
 
@@ -138,8 +140,8 @@ def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
     if case == "none":
         path.unlink()
     elif case == "of another adapter":
-        stage = {"state": "done", "inputs": {f"adapter/{atomic_files.CHECKSUMS}": "0" * 64}}
-        atomic_files.write_json(compared_run.folder / "manifest.json", {"stages": {"compare": stage}})
+        stage = StageRecord(state="done", inputs={f"adapter/{atomic_files.CHECKSUMS}": "0" * 64})
+        write_manifest(compared_run.folder, {"compare": stage})
     elif case == "of another form":
         atomic_files.write_json(compared_run.folder / "scores.json", {"systems": {"tuned": {"form": "quantized/int8"}}})
     elif case == "of before":

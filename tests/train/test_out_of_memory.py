@@ -14,7 +14,9 @@ from insource.config.load import load
 from insource.system import atomic_files
 from insource.tasks import classification
 from insource.tracking import run as runs
+from insource.tracking.manifest import StageRecord
 from tests.helpers import commands
+from tests.helpers.run_manifest import write_manifest
 from tests.train.test_constrained_decoding import SPEC, prompts
 from tests.train.test_trainer import ragged_rows, recipe, tiny_model, train_without_run  # noqa: F401 - a fixture among them
 from train.device import out_of_memory
@@ -152,7 +154,7 @@ def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
     gpu_settings = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
     run = runs.Run(tmp_path / "classifier" / "20260101T000000Z-0000")
     (run.folder / "adapter").mkdir(parents=True)
-    atomic_files.write_json(run.folder / "manifest.json", {"digest": "", "stages": {"export": {"state": "running"}}})
+    write_manifest(run.folder, {"export": StageRecord(state="running")})
     adapter._save_weights(
         base.add_adapter(base.load_base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
     )

@@ -22,6 +22,7 @@ from insource.tracking.run import Run, to_yaml
 from serve.vllm.server_process import free_port
 from tests.conftest import ROOT
 from tests.helpers.gateway import stand_in_vllm
+from tests.helpers.run_manifest import write_manifest
 
 GATEWAY_SCRIPT = """
 from serve.vllm import server_process
@@ -144,7 +145,7 @@ class GatewaySetup:
         atomic_files.write_checksums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
         (folder / "recipe.yaml").write_text(edit_recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")
-        atomic_files.write_json(folder / "manifest.json", {"stages": {}})
+        write_manifest(folder, {})
         return registry.promote(self.registry, Run(folder), [])
 
     @contextmanager
