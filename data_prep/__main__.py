@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from insource.config import cli
-from insource.tracking.data_report import DataReport
 
 if TYPE_CHECKING:
     from insource.config.recipe import Recipe
@@ -25,6 +24,7 @@ def main() -> int:
     from insource.config.load import describe_precedence, load
     from insource.tracking import folder_ownership
     from insource.tracking.base_models import gguf_model, smollm2_wheel
+    from insource.tracking.data_report import DataReport
     from insource.tracking.run import runs_folder
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)

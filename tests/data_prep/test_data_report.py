@@ -15,9 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare
-from data_prep.dedup.drops import DropDecisions
 from data_prep.report import html
-from data_prep.row_table import Table
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
@@ -206,10 +204,7 @@ def test_test_rows_found_elsewhere_are_told_and_its_seal(dirty_data: Prepared) -
 
 
 def test_a_test_set_that_is_not_clean_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drop_nothing(table: Table, *_: Any) -> DropDecisions:
-        return DropDecisions.none(len(table))
-
-    monkeypatch.setattr(prepare, "deduplicate", drop_nothing)
+    monkeypatch.setattr(prepare.exact, "deduplicate", lambda *_: None)
     page, report = prepare_dirty_rows(tmp_path)
     n_leaked = report["test_rows_also_elsewhere"]["normalised"]
     assert f"No: {n_leaked} test rows also stand in another split" in page.words["test"]
@@ -390,7 +385,7 @@ def test_pieces_of_two_texts_are_the_texts_cut_and_mark_a_difference(first: str,
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
 def test_percentages_are_never_rounded_to_nothing_or_to_all(part: int, rest: int) -> None:
-    percentage = html.percent(part, part + rest)
+    percentage = html._format_part(part, part + rest)
     assert (percentage == "0.0%") == (part == 0)
     assert (percentage == "100.0%") == (part > 0 and rest == 0)
 

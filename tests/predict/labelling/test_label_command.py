@@ -319,7 +319,7 @@ def test_tasks_that_cannot_be_labelled_so_are_refused_in_words(
     [
         (["--rows", "0"], "N: given '0'"),
         (["--rows", "many"], "N: given 'many'"),
-        (["--engine", "ray"], "ENGINE: given 'ray'"),
+        (["--engine", "grpc"], "ENGINE: given 'grpc'"),
         (["--output", "x.xlsx"], "OUTPUT: given x.xlsx"),
         (["--input", ""], "INPUT is missing"),
         (["--run", "none"], "RUN=none"),
