@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def stand_in(runs: Path) -> Iterator[str]:
         yield client.client_url(address)
     finally:
         vllm.stop()
+
+
+@pytest.fixture(scope="module")
+def published_comparison(runs: Path, small_recipe: Path) -> subprocess.CompletedProcess[str]:
+    """Return the comparison of a recipe that asks for the published base; the merged model is made of the trained one."""
+    args = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
+    completed = commands.run_command(runs, "compare", small_recipe, *args, "compare.tuned_shots=1")
+    assert completed.returncode == 0, completed.stderr
+    return completed
 
 
 def asked(runs: Path, address: str) -> list[str]:
@@ -139,13 +149,10 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert not explored["plan"]["confirmatory"] and "margin was 0.02" in explored["plan"]["why_not"]
 
 
-def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(runs: Path, small_recipe: Path) -> None:
-    # The merged model is made of the base that was trained on, and the recipe asks for the published one.
-    args = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
-    args += ("compare.tuned_shots=1",)
-    completed = commands.run_command(runs, "compare", small_recipe, *args)
-    assert completed.returncode == 0, completed.stderr
-    run = run_in(runs)
+def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(
+    runs: Path, published_comparison: subprocess.CompletedProcess[str]
+) -> None:
+    completed, run = published_comparison, run_in(runs)
     scores = atomic_files.read_json(run.folder / "scores.json")
     assert (
         "fallback  tuned (merged) could not be served" in completed.stderr
@@ -166,6 +173,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(r
     assert any("untuned base: asked 50 of" in fallback for fallback in scores["integrity"]["fallbacks"])
 
 
+@pytest.mark.usefixtures("published_comparison")
 def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:
     run = run_in(runs)
     logged = {name for row in atomic_files.read_jsonl(run.folder / "metrics.jsonl") for name in row}
