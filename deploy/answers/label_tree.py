@@ -60,12 +60,15 @@ def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
     return LabelTree(paths, {prefix: list(tokens) for prefix, tokens in next_tokens.items() if len(tokens) > 1})
 
 
+# Of all tasks: if two threads are the first to import from transformers 5.19, one of them gets an ImportError.
+_LOAD_LOCK = threading.Lock()
+
+
 class TaskTokens:
     """The tokenizer of a task and its labels as tokens, loaded on first use."""
 
     def __init__(self, folder: Path, module: TaskKind, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
-        self._lock = threading.Lock()
         self._loaded: tuple[object, LabelTree] | None = None
 
     def encode(self, text: str) -> tuple[list[int], LabelTree]:
@@ -73,7 +76,7 @@ class TaskTokens:
 
         Call it in a thread: the first call imports the tokenizer's library.
         """
-        with self._lock:
+        with _LOAD_LOCK:
             self._loaded = self._loaded or self._load()
         tokenizer, tree = self._loaded
         (ids,) = chat_template.encode_prompts(tokenizer, [self._module.messages(self._spec, {"text": text})])

@@ -3,6 +3,8 @@
 import asyncio
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,30 @@ def test_unevenness_is_0_for_equal_options_and_1_for_a_certain_one() -> None:
     assert decisions.compute_certainty([0.25] * 4) == pytest.approx(0)
     assert decisions.compute_certainty([1.0, 0.0]) == 1
     assert 0 < decisions.compute_certainty([0.9, 0.1]) < 1
+
+
+def test_the_first_requests_of_several_tasks_may_come_at_the_same_time() -> None:
+    """A new process has not imported the tokenizer's library yet, and each request is encoded in a thread."""
+    program = """
+import sys, threading
+from pathlib import Path
+from deploy.answers.label_tree import TaskTokens
+from insource.tasks import classification
+
+spec = classification.Spec("Name the queue.", {"late": "", "lost": ""})
+tasks = [TaskTokens(Path(sys.argv[1]), classification, spec) for _ in range(8)]
+start, lengths = threading.Barrier(8), []
+
+def encode(task):
+    start.wait()
+    ids, tree = task.encode("my parcel")
+    lengths.append(len(ids))
+
+threads = [threading.Thread(target=encode, args=[task]) for task in tasks]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(lengths) == 8 and len(set(lengths)) == 1, lengths
+"""
+    command = [sys.executable, "-c", program, str(ROOT / "pocket" / "model")]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr

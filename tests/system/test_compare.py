@@ -53,7 +53,7 @@ def stand_in(runs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def published_comparison(runs: Path, small_recipe: Path) -> subprocess.CompletedProcess[str]:
-    """Return the comparison of a recipe that asks for the published base; the merged model is made of the trained one."""
+    """Return the comparison of a recipe that asks for the published base; the merged model has the trained one."""
     args = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
     completed = commands.run_command(runs, "compare", small_recipe, *args, "compare.tuned_shots=1")
     assert completed.returncode == 0, completed.stderr
