@@ -37,8 +37,9 @@ from tests.helpers.gateway.body_log import FILE_VARIABLE
 from tests.system.test_gateway_tasks import ALWAYS_UNSURE
 
 KEY = "key-of-the-gateway"
-API_MODELS = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
-"""{provider: name of its model}. A recipe for each of them is deployed under the provider's name."""
+API_MODELS = {"openai": "stand-in-a", "anthropic": "stand-in-b"}
+"""{provider: name of its model}. A recipe for each of them is deployed under the provider's name. A model that is known
+to reason would be allowed more tokens than the pocket model has positions."""
 N_REQUESTS, CONCURRENCY = 1000, 32
 MAY_LEAVE, PRIVATE, HAS_PERSONAL_DATA = "may_leave", "private", "personal"
 
