@@ -39,7 +39,7 @@ def test_the_winner_of_two_bases_is_compared_once_and_deployed(small_recipe: Pat
     assert [variant["parameters"] > 0 for variant in summary["variants"]] == [True, True]
     (opening,) = atomic_files.read_jsonl(parent / "ledger.jsonl")
     assert opening["run"] == winner.id and "opening 1 of this test set" in swept.stderr
-    assert [path.parent for path in parent.glob("*/scores.json")] == [parent / winner.id]
+    assert [path.parent for path in parent.glob("2*/scores.json")] == [parent / winner.id]
     assert "verdict   " in swept.stdout and "routing   " in swept.stdout
 
     deployed = commands.run_command(runs, "deploy", small_recipe, *settings, FORCE="1")
