@@ -13,6 +13,7 @@ from typing import Any
 from compare.curve import wording
 from compare.report import charts, html_page
 from insource.system import number_format
+from insource.system.html_template import load_template
 from insource.tasks import metric_label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,17 +24,8 @@ View = dict[str, Any]
 
 def render_page(payload: Mapping[str, Any]) -> str:
     """Return the page of a curve.json."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     css = (html_page.TEMPLATES / "report.css").read_text(encoding="utf-8")
     css += (TEMPLATES / "curve.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     functions = (
         number_format.format_percent,
         number_format.format_range,
@@ -42,10 +34,8 @@ def render_page(payload: Mapping[str, Any]) -> str:
         number_format.format_axis_percent,
         number_format.format_compact,
     )
-    environment.filters |= {function.__name__: function for function in functions}
-    environment.filters |= {"number": "{:,}".format}
     headline = wording.HEADLINES.get(next(iter(payload["curves"].values()))["conclusion"] or "", "One size so far.")
-    return environment.get_template("curve.html.jinja").render(
+    return load_template(TEMPLATES / "curve.html.jinja", *functions).render(
         payload=payload,
         metric=metric_label(payload["metric"]),
         picture=build_picture(payload),

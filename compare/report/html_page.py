@@ -12,7 +12,6 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from markupsafe import Markup, escape
 from compare.report import cost_section, head_note, markdown_page, routing_section, section_data, wording
 from insource.config.schema.compare import HEAD
 from insource.system import atomic_files, number_format
+from insource.system.html_template import load_template
 from insource.tracking.scores.comparison import Disagreement, Scores
 
 if TYPE_CHECKING:
@@ -57,21 +57,6 @@ def render_html(scores: Scores, disagreements: Sequence[Disagreement]) -> str:
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-@cache
-def _load_template() -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= _template_filters()
-    return environment.get_template("report.html.jinja")
-
-
 def content_security_policy(css: str, script: str) -> str:
     """Return a Content-Security-Policy that allows only this style and this script, and no loading."""
     style_hash, script_hash = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
@@ -96,7 +81,17 @@ def show_control_characters(text: str) -> str:
     return text.translate(CONTROL_PICTURES)
 
 
-def _template_filters() -> dict[str, Any]:
+def start_with_capital(text: str) -> str:
+    """Return a text with its first letter as a capital."""
+    return text[:1].upper() + text[1:]
+
+
+def format_price(usd: float | None) -> str:
+    """Return a price; a dash if it is unknown."""
+    return "–" if usd is None else number_format.format_usd(usd)
+
+
+def _load_template() -> "Template":
     functions = (
         number_format.format_count,
         number_format.format_percent,
@@ -115,13 +110,8 @@ def _template_filters() -> dict[str, Any]:
         with_word_breaks,
         show_control_characters,
     )
-    return {
-        **{function.__name__: function for function in functions},
-        "number": "{:,}".format,
-        "metric": wording.metric_name,
-        "sentence": lambda text: text[:1].upper() + text[1:],
-        "price": lambda value: "–" if value is None else number_format.format_usd(value),
-    }
+    path = TEMPLATES / "report.html.jinja"
+    return load_template(path, *functions, metric=wording.metric_name, sentence=start_with_capital, price=format_price)
 
 
 def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> dict[str, Any]:
