@@ -76,8 +76,9 @@ class TaskTokens:
 
         Call it in a thread: the first call imports the tokenizer's library.
         """
-        with _LOAD_LOCK:
-            self._loaded = self._loaded or self._load()
+        if self._loaded is None:
+            with _LOAD_LOCK:
+                self._loaded = self._loaded or self._load()
         tokenizer, tree = self._loaded
         (ids,) = chat_template.encode_prompts(tokenizer, [self._module.messages(self._spec, {"text": text})])
         return ids, tree
