@@ -3,14 +3,14 @@
 The models have random weights. Real recurrent bases were not run.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from bench.recurrent import own_layers_off
 from insource.tasks import classification
 from tests.helpers.plain_decoding import assert_equals_plain_decoding, decode_plainly
 from tests.helpers.recurrent_models import CONFIGS, OTHER_CONFIGS, build_model
@@ -29,17 +29,6 @@ from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
 EVERY_KIND = [*CONFIGS, *[pytest.param(name, marks=pytest.mark.nightly) for name in OTHER_CONFIGS]]
 SMALL = {"vocab_size": 256}
-
-
-@contextmanager
-def unsplit_rows() -> Iterator[None]:
-    """Makes the recurrent layers read a pack as one sequence inside of the block."""
-    known = recurrent_layers.SUPPORTED_MODEL_TYPES
-    recurrent_layers.SUPPORTED_MODEL_TYPES = frozenset()
-    try:
-        yield
-    finally:
-        recurrent_layers.SUPPORTED_MODEL_TYPES = known
 
 
 def gradients(
@@ -99,7 +88,7 @@ def test_both_answers_of_a_pair_start_from_their_prompt(name: str, prefix: int) 
 def test_the_self_check_finds_layers_that_read_a_pack_as_one_sequence(name: str) -> None:
     model = build_model(name, **SMALL)
     assert not measure(model, ROWS).exceeds("float32")
-    with unsplit_rows():
+    with own_layers_off():
         assert measure(model, ROWS).exceeds("float32")
 
 
