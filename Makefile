@@ -106,7 +106,7 @@ test-all: setup ## Run all tests; some train, some serve with vLLM
 	@$(TESTS)
 
 nightly: setup ## Run what make check leaves out: the nightly tests, and property tests with all their examples
-	@NIGHTLY=1 $(TESTS) -m "nightly or hypothesis"
+	@NIGHTLY=1 $(TESTS) --timeout 14400 -m "nightly or hypothesis"
 
 lint: setup ## Check style with ruff, and imports between packages with import-linter
 	@$(VENV) -m ruff check .

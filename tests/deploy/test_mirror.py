@@ -61,8 +61,9 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             payload = await response.json()
             assert (payload["answer"], payload["answered_by"], payload["reason"]) == ("broken", "api", "before_switch")
             assert payload["local_confidence"] is None and payload["degraded"] is False
-            while not engine.requests:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while not engine.requests:
+                    await asyncio.sleep(0.01)
             assert engine.in_flight == 1, "the client has its answer, and the deployed model is still asked"
             assert state.in_flight[deployment.task.internal_name] == 1, "so that its version stays in vLLM"
             await monitor.mirror.close()

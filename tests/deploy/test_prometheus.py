@@ -130,11 +130,12 @@ def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_br
     async def scenario() -> None:
         async with gateway_client(deployment) as (client, engine, state):
             request = asyncio.create_task(client.post(PATH, json={"input": "late wait=0.5"}))
-            while not engine.requests:
-                await asyncio.sleep(0.01)
-            request.cancel()
-            while state.in_flight_by_client.total():
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while not engine.requests:
+                    await asyncio.sleep(0.01)
+                request.cancel()
+                while state.in_flight_by_client.total():
+                    await asyncio.sleep(0.01)
             state.tasks = {TASK_NAME: "no task"}  # type: ignore[dict-item]
             assert (await client.post(PATH, json={"input": "late"})).status == 500
             state.tasks = {}

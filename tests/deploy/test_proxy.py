@@ -180,8 +180,9 @@ def test_requests_on_their_way_end_where_they_began() -> None:
     async def scenario() -> None:
         async with door() as (client, state, requests):
             earlier = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
-            while not requests:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while not requests:
+                    await asyncio.sleep(0.01)
             assert state.in_flight["classifier@v1"] == 1
             state.versions = state.versions | {"classifier": "v2"}
             later = await client.post("/v1/messages", json=ASKED)

@@ -127,6 +127,7 @@ def test_an_environment_of_an_earlier_insource_is_taken_over_or_removed(project:
 def test_a_set_up_that_was_killed_while_it_made_the_environment_is_made_again(project: Path) -> None:
     process = start(project)
     while not (project / ".venv-cpu" / "bin" / "python").exists():
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     # The environment has a Python, and no pip yet.
     os.killpg(process.pid, signal.SIGKILL)

@@ -271,6 +271,7 @@ def test_killed_while_it_is_written_nothing_half_is_left_and_two_at_once_write_i
         time.sleep(0.01)
     children = commands.child_pids(process.pid)
     while not children:
+        assert process.poll() is None, "it had written the base before it could be killed"
         children = commands.child_pids(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
