@@ -151,11 +151,12 @@ def score_run(run: Run, splits: Sequence[str]) -> list[ScoredRow]:
 def describe_run(run: Run, seed: int, precision: str, rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Return the figures of one training."""
     record = run.stage("train")
+    validation = record.metrics["validation"]["tuned"].items()
     return {
         "seed": seed,
         "precision": precision,
         "accuracy": compute_accuracy(rows),
-        "validation": record.metrics["validation"]["tuned"],
+        "validation": {name: value for name, value in validation if isinstance(value, int | float)},
         "final_loss": record.metrics["final_loss"],
         "training_seconds": record.metrics["training_seconds"],
         "adapter_sha256": atomic_files.sha256(run.folder / "adapter" / "adapter_model.safetensors")[:16],
