@@ -52,10 +52,10 @@ class ParityProbe:
     """The answers of the trained weights."""
     same_weights: bool
     """True if the served variant has the trained weights and must give the same answers."""
-    examples: Sequence[Rows] = ()
-    """The examples in the prompt of each row; empty if training had none."""
     rounding: float = 0.0
     """See `launch_plan.rounding_tolerance`."""
+    examples: Sequence[Rows] = ()
+    """The examples in the prompt of each row; empty if training had none."""
 
     def head(self, n_rows: int) -> "ParityProbe":
         """Return a probe of the first `n_rows` rows."""
