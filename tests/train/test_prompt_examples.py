@@ -1,5 +1,7 @@
 """Examples in the prompts of training (`train.shots`): which rows, what is learnt, and what does not fit."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,12 @@ from insource.config.base_models import POCKET
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.train import Train
+from insource.system import atomic_files
 from insource.tasks import TASKS, few_shot
 from insource.tasks.rendering import chat_template
 from insource.tracking import digests
+from insource.tracking.prompt_spec import PROMPT_FILE, PromptExamples
+from insource.tracking.run import Run
 from tests.train.test_packing import (
     assert_equal,
     gradients,
@@ -19,6 +24,7 @@ from tests.train.test_packing import (
     separate_gradients,
 )
 from train import prompt_examples
+from train.export import adapter, gptq
 from train.packing import attention_blocks, dataset, packing_plan
 from train.prompt_examples import RowExamples
 
@@ -138,3 +144,23 @@ def test_packs_of_prompts_with_different_examples_have_the_gradients_of_separate
     if mode == "shared_prefix":
         assert all(pack.prefix >= shared for pack in packs if len(pack.rows) > 1)
     assert_equal(gradients(model, mode, packs), separate_gradients(model, rows))
+
+
+def test_rows_that_calibrate_a_quantization_have_examples_too(tmp_path: Path) -> None:
+    recipe = load_recipe("model.base=pocket", "train.shots=2", "export.calibration_rows=8")
+    spec = TASK.make_spec(recipe.task, dict.fromkeys(TOPICS, ""))
+    rendering = chat_template.load_rendering(recipe.model)
+    merged, run = tmp_path / "merged", Run(tmp_path)
+    rendering.tokenizer.save_pretrained(merged)
+    (tmp_path / "data").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in TRAIN)
+    (tmp_path / "data" / "train.jsonl").write_text(lines, encoding="utf-8")
+    prompt = adapter.build_prompt_spec(recipe, rendering, spec, 64)
+    lengths = []
+    for examples in (None, PromptExamples(shots=2, max_prompt_tokens=2000)):
+        atomic_files.write_json(
+            merged / PROMPT_FILE, prompt.model_copy(update={"examples": examples} if examples else {}).to_json()
+        )
+        lengths.append([len(ids) for ids in gptq.calibration_token_ids(run, recipe, merged)])
+    assert len(lengths[0]) == len(lengths[1]) == 8
+    assert all(with_examples > plain + 20 for plain, with_examples in zip(*lengths, strict=True))
