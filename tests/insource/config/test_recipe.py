@@ -229,7 +229,7 @@ def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refuse
     assert set(Lora.model_fields) | set(lora.UNSUPPORTED_KEYS) == names(LoraConfig)
     assert set(lora.LoftqConfig.model_fields) <= names(LoftQConfig)
     own_fields = {"max_train_rows", "batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
-    own_fields |= {"soft_labels"}
+    own_fields |= {"soft_labels", "shots"}
     stopping_fields = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
     assert set(Train.model_fields) - own_fields <= names(SFTConfig) | {"beta", "loss_type"} | stopping_fields
     assert {"beta", "loss_type"} <= names(DPOConfig)
@@ -291,6 +291,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
         ("train: {optim: lomo}", "given 'lomo', allowed: adamw_torch"),
         ("train: {class_weight: balanced, balanced_sampling: true}", "evens out the classes as class_weight"),
         ("train: {beta: 0.3}", "belongs to preference tuning"),
+        ("train: {shots: 3}\ncompare: {head: true}", "train.shots: 3 examples in each prompt"),
         ("cost: {gpu_usd_per_hour: .inf}", "cost.gpu_usd_per_hour: given inf, allowed: a finite number"),
         ("compare: {baselines: [{provider: openai, model: m, encoding: cp1252}]}", "takes no encoding"),
         ("train: {per_device_train_batch_size: 4}", "not supported: set batch_size"),
@@ -328,11 +329,13 @@ def test_what_training_cannot_do_is_refused_with_what_would_do(tmp_path: Path, s
 def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Path) -> None:
     text = GOOD.replace("classification", "preference")
     text += "lora:\n  init_lora_weights: pissa\ntrain:\n  class_weight:\n    billing: 2\n  balanced_sampling: true\n"
+    text += "  shots: 2\n"
     path = write(tmp_path, text)
     messages = mistakes(path)
     assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in messages
     assert f"{path}:7  train.class_weight: weights labels, but kind is preference" in messages
     assert f"{path}:9  train.balanced_sampling: balances labels, but kind is preference" in messages
+    assert f"{path}:10  train.shots: is for kinds with one answer, and kind is preference" in messages
 
 
 def test_weights_of_labels_that_there_are_not_are_refused(tmp_path: Path) -> None:
