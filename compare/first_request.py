@@ -85,8 +85,8 @@ def send_first_requests(
         if response.failure_reason
     ]
     refused_names = {system.name for system in refused}
-    askable = [responses[system.name].system if system.name in responses else system for system in systems]
-    return [system for system in askable if system.name not in refused_names], refused
+    updated_systems = [responses[system.name].system if system.name in responses else system for system in systems]
+    return [system for system in updated_systems if system.name not in refused_names], refused
 
 
 def send_first_request(context: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
@@ -142,7 +142,7 @@ def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
     skipped = catalog.skipped_systems(systems, recipe)
     skipped_names = {system.name for system in skipped}
     for system in skipped:
-        print(f"not run   {system.title}: {system.why}")
+        print(f"not run   {system.title}: {system.reason}")
     context = validation_context(trained_run, name, recipe)
     runnable = [system for system in systems if system.name not in skipped_names]
     preflight.check(context, runnable)

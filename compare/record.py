@@ -47,7 +47,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     loaded = load(recipe, overrides, hardware)
     system = select_system(loaded.recipe, name)
     if skipped := catalog.skipped_systems([system], loaded.recipe):
-        raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].why}", code="INS-A001")
+        raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].reason}", code="INS-A001")
     parent = run.runs_folder(runs)
     data = _prepare_data(recipe, overrides, hardware, runs)
     loaded = folder_ownership.claim_folder(loaded, parent)
@@ -55,7 +55,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     preflight.check(context, [system])
     systems, refused = first_request.send_first_requests(context, [system])
     if refused:
-        raise StageError(f"{refused[0].title} {refused[0].why}", code="INS-A001")
+        raise StageError(f"{refused[0].title} {refused[0].reason}", code="INS-A001")
     sha256 = atomic_files.sha256(data / "test.jsonl")
     preregistration.register_recording(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
     responses = api_models.collect_from_apis(context, systems)[system.name]

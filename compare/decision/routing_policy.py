@@ -116,7 +116,7 @@ class RoutingPolicy:
     """Fraction of the kept rows that is right, minus that of the baseline `not_worse_than`."""
     p_value: float | None = None
     """Of the threshold."""
-    why_none: str | None = None
+    no_threshold_reason: str | None = None
     rows_needed: int | None = None
     """Without a threshold: the number of calibration rows that would probably give one, None if no number would."""
     sequence: TestedThresholds | None = None
@@ -185,16 +185,20 @@ def fit_policy(
     }
     if not rows.ids:
         return RoutingPolicy(
-            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **settings
+            threshold=None,
+            no_threshold_reason="there are no calibration rows; give data.split.calibration a share",
+            **settings,
         )
     if route.not_worse_than is not None and rows.baseline_correct is None:
         reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
-        return RoutingPolicy(threshold=None, why_none=reason, **settings)
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if scale is None or not scale.confidences:
         reason = "thresholds are those of validation rows, and no answer to one tells a probability"
-        return RoutingPolicy(threshold=None, why_none=reason, **settings)
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if all(value is None for value in rows.confidences):
-        return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **settings)
+        return RoutingPolicy(
+            threshold=None, no_threshold_reason="no answer to a calibration row tells a probability", **settings
+        )
     confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
     thresholds = learn_then_test.build_thresholds(scale.confidences)
     validation, correct = np.asarray(scale.confidences), np.asarray(scale.correct, dtype=np.float64)
@@ -204,7 +208,7 @@ def fit_policy(
     if result.selected_index is None:
         rows_needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
         reason = no_threshold_reason(claim, rows, confidences, route, rows_needed)
-        return RoutingPolicy(threshold=None, why_none=reason, rows_needed=rows_needed, **settings)
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, rows_needed=rows_needed, **settings)
     threshold = result.thresholds[result.selected_index]
     is_kept = confidences >= threshold
     return RoutingPolicy(
@@ -296,5 +300,8 @@ def read_policy(path: Path) -> RoutingPolicy:
     sequence = payload.get("sequence")
     return RoutingPolicy(
         **{name: value for name, value in payload.items() if name in names}
-        | {"sequence": TestedThresholds(**sequence) if sequence else None}
+        | {
+            "no_threshold_reason": payload.get("why_none"),
+            "sequence": TestedThresholds(**sequence) if sequence else None,
+        }
     )

@@ -159,7 +159,7 @@ def _routing(inputs: VerdictInputs) -> Reason | None:
         return None
     if policy.threshold is None or policy.coverage is None or policy.accuracy is None:
         return _make_reason(
-            "routing", f"No part of the traffic can be given to it alone: {policy.why_none}.", None, "none"
+            "routing", f"No part of the traffic can be given to it alone: {policy.no_threshold_reason}.", None, "none"
         )
     text = (
         f"From a confidence of {policy.threshold:.2f} on it answers {policy.coverage:.0%} of the traffic alone, and "

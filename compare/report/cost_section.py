@@ -59,9 +59,9 @@ def break_even_text(inputs: CostInputs, title: str, usd_per_request: float) -> d
             detail += f" Each further machine costs more at first; for good it pays from {points[1]:,}."
     if step_cost.capacity < 1:
         return {"figure": headline, "more": "At this utilization a machine answers no request.", "here": ""}
-    owned_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
+    self_hosted_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
     at_volume = (
-        f"At {format_count(volume, 'request')} a month: owned {format_usd(owned_usd)} with "
+        f"At {format_count(volume, 'request')} a month: owned {format_usd(self_hosted_usd)} with "
         f"{format_count(step_cost.machines(volume), 'machine')}, {title} {format_usd(api_usd)}."
     )
     return {"figure": headline, "more": detail, "here": at_volume}
@@ -74,9 +74,9 @@ def cost_polylines(inputs: CostInputs, usd_per_request: float, x_axis: Axis, y_a
     volumes = {round(x_axis.low * 10 ** (step * index)) for index in range(CURVE_SAMPLES + 1)}
     volumes |= {step_cost.capacity * k + extra for k in range(1, DRAWN_STEPS + 1) for extra in (0, 1)}
     visible_volumes = sorted(volume for volume in volumes if max(x_axis.low, 1) <= volume <= x_axis.high)
-    owned_points = [(volume, step_cost.usd(volume)) for volume in visible_volumes] if step_cost.capacity else []
+    self_hosted_points = [(volume, step_cost.usd(volume)) for volume in visible_volumes] if step_cost.capacity else []
     return {
-        "own": _polyline(owned_points, x_axis, y_axis),
+        "own": _polyline(self_hosted_points, x_axis, y_axis),
         "other": _polyline([(v, v * usd_per_request) for v in visible_volumes], x_axis, y_axis),
     }
 
@@ -99,7 +99,7 @@ def build_cost_section(scores: Scores) -> View:
     systems.sort(key=lambda system: (system.cost.usd_per_request is None, system.name != baseline))
     priced = [(system, system.cost.usd_per_request) for system in systems if system.cost.usd_per_request is not None]
     return {
-        "owned": costs.owned,
+        "self_hosted": costs.self_hosted,
         "inputs": costs.inputs,
         "systems": systems,
         "monthly": _monthly_rows(systems),
@@ -109,7 +109,7 @@ def build_cost_section(scores: Scores) -> View:
             for system in scores.systems.values()
             if system.price
         ],
-        "picture": _cost_chart(costs, priced) if isinstance(costs.owned, MeasuredCost) and priced else None,
+        "picture": _cost_chart(costs, priced) if isinstance(costs.self_hosted, MeasuredCost) and priced else None,
     }
 
 

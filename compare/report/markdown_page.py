@@ -121,7 +121,7 @@ def _system(row: Mapping[str, Any]) -> list[str]:
         f"{format_percent(score.value)} ({format_range(score.ci_low, score.ci_high)})",
         *("–" if value is None else format_percent(value.value) for value in row["others"]),
         format_usd(system.cost_usd_per_1k),
-        format_usd(system.cost_usd_per_1k_right),
+        format_usd(system.cost_usd_per_1k_correct),
         format_seconds(latency.p50_seconds) if latency else "–",
         f"{wording.count_answered(system):,} of {system.n:,}"
         + (f" ({outcomes})" if (outcomes := wording.format_outcomes(system)) else ""),
@@ -152,18 +152,19 @@ def _differences(scores: Scores) -> list[str]:
 
 def _cost(scores: Scores) -> list[str]:
     cost, titles = scores.cost, wording.display_names(scores)
-    owned = cost.owned
-    if isinstance(owned, MeasuredCost):
+    self_hosted = cost.self_hosted
+    if isinstance(self_hosted, MeasuredCost):
         text = (
-            f"Owned, at {format_count(owned.requests, 'request')} a month: {format_usd(owned.usd_per_month)} "
-            f"({format_count(owned.machines, 'machine')} {format_usd(owned.machines_usd)}, engineer "
-            f"{format_usd(owned.engineer_usd)}, training {format_usd(owned.training_usd)}), measured at "
-            f"{format_number(owned.requests_per_second)} requests a second on {escape_markdown(owned.hardware)}."
+            f"Owned, at {format_count(self_hosted.requests, 'request')} a month: "
+            f"{format_usd(self_hosted.usd_per_month)} "
+            f"({format_count(self_hosted.machines, 'machine')} {format_usd(self_hosted.machines_usd)}, engineer "
+            f"{format_usd(self_hosted.engineer_usd)}, training {format_usd(self_hosted.training_usd)}), measured at "
+            f"{format_number(self_hosted.requests_per_second)} requests a second on "
+            f"{escape_markdown(self_hosted.hardware)}."
         )
     else:
-        text = (
-            f"What owning costs was not measured: {escape_markdown(owned.missing_reason)}. So break-even is withheld."
-        )
+        reason = escape_markdown(self_hosted.missing_reason)
+        text = f"What owning costs was not measured: {reason}. So break-even is withheld."
     rows = []
     for name, api_cost in cost.systems.items():
         break_even = api_cost.break_even
@@ -193,8 +194,8 @@ def _routing(scores: Scores) -> list[str]:
         [
             escape_markdown(strategy["title"]),
             format_percent(strategy["result"].local),
-            format_percent(strategy["result"].right.value),
-            _estimate_range(strategy["result"].right),
+            format_percent(strategy["result"].correct.value),
+            _estimate_range(strategy["result"].correct),
             format_usd(strategy["result"].usd_per_1k),
         ]
         for strategy in section["ways"]

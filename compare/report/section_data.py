@@ -262,7 +262,7 @@ def disagreements(scores: Scores, rows: Sequence[Disagreement]) -> View | None:
     a, b = [*primary_names, *(name for name in names if name not in primary_names)][:2]
     display_rows = []
     for row in rows:
-        correct = row.right[a], row.right[b]
+        correct = row.correct[a], row.correct[b]
         outcome = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}[
             correct
         ]

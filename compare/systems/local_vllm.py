@@ -192,13 +192,13 @@ def parity_json(parity: check.ParityResult) -> dict[str, object]:
     return {
         "n": parity.n,
         "prompt_ids_equal": parity.prompt_ids_equal,
-        "agreement": parity.same.agreement if parity.same else None,
-        "metric": parity.other.metric,
-        "trained": parity.other.trained,
-        "served": parity.other.value,
-        "difference": parity.other.difference.delta,
-        "ci_low": parity.other.difference.low,
-        "ci_high": parity.other.difference.high,
+        "agreement": parity.same_weights.agreement if parity.same_weights else None,
+        "metric": parity.score_difference.metric,
+        "trained": parity.score_difference.trained,
+        "served": parity.score_difference.value,
+        "difference": parity.score_difference.difference.delta,
+        "ci_low": parity.score_difference.difference.low,
+        "ci_high": parity.score_difference.difference.high,
     }
 
 

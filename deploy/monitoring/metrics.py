@@ -117,9 +117,9 @@ class Metrics:
         """Count a mirrored input by its result."""
         self._mirrored.labels(model, result).inc()
 
-    def count_feedback(self, model: str, answered_by: str, is_right: bool) -> None:
+    def count_feedback(self, model: str, answered_by: str, is_correct: bool) -> None:
         """Count a right answer from feedback."""
-        self._feedback.labels(model, answered_by, str(is_right).lower()).inc()
+        self._feedback.labels(model, answered_by, str(is_correct).lower()).inc()
 
     def set_state(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Set readiness, requests in flight and active versions."""

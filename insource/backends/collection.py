@@ -158,7 +158,7 @@ def sum_cached_cost_usd(
     keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
-        (response.usd or 0.0) + response.unsure_usd
+        (response.usd or 0.0) + response.possibly_charged_usd
         for response in response_cache.read_responses(cache_path)
         if response.key in keys
     )
@@ -263,7 +263,7 @@ def _make_response(session: CollectSession, result: RequestResult) -> CachedResp
         final=not (result.retryable or result.refused),
         refused=result.refused,
         usd=system_budget.usd(completion) if system_budget and completion else None,
-        unsure_usd=system_budget.possibly_charged_usd.pop(result.id, 0.0) if system_budget else 0.0,
+        possibly_charged_usd=system_budget.possibly_charged_usd.pop(result.id, 0.0) if system_budget else 0.0,
         latency_seconds=result.latency_seconds,
         attempt_latencies_seconds=result.attempt_latencies_seconds,
     )

@@ -28,7 +28,7 @@ from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
 from insource.text.text_keys import duplicate_key
-from insource.tracking.scores.comparison import conclude
+from insource.tracking.scores.comparison import build_scores
 from tests.helpers.api_comparison import make_comparison
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone
@@ -165,7 +165,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     assert result.cost_usd_per_1k == pytest.approx(usd) and result.price and result.price.date == "2026-10-10"
     decision = verdict.decide(VerdictInputs(context.recipe, measurements, policy))
     assert decision.choice == "inconclusive", "a stand-in never decides"
-    scores = conclude(measurements, policy.summarize().model_copy(update={"test": None}), decision)
+    scores = build_scores(measurements, policy.summarize().model_copy(update={"test": None}), decision)
     write.write_comparison(context.run, context.dataset, scored_systems, scores, context.recipe)
     assert "stand-in" in (context.run.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(context.run.folder / "predictions" / "decides.jsonl"))

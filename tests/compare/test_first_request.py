@@ -160,7 +160,7 @@ def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so
     provider.refuse = lambda prompt, attempts: (401, {})
     systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not systems and [entry.incomplete for entry in refused] == [True] * 3
-    assert all(entry.why == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
+    assert all(entry.reason == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
     assert not any("test" in prompt for prompt in provider.attempts)
 
 
@@ -255,10 +255,10 @@ def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
     reason = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
     system = System("openai:x", "closed", "openai:x")
     refused = SystemResponses(
-        system, [SystemAnswer("T1", None, not_asked=True)], complete=False, incomplete_reason=reason
+        system, [SystemAnswer("T1", None, not_queried=True)], complete=False, incomplete_reason=reason
     )
     answered, missing = completeness.exclude_unanswered([tuned, refused], [])
-    assert answered == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {reason}"
+    assert answered == [tuned] and missing[0].incomplete and missing[0].reason == f"INCOMPLETE: {reason}"
 
 
 def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:

@@ -106,29 +106,35 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
     few = policy_of(120, 3, Route(target_accuracy=0.97))
     assert few.threshold is None and few.guarantee is None and few.coverage is None
     assert few.rows_needed is not None and few.rows_needed > 120
-    assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.why_none or "")
+    assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.no_threshold_reason or "")
     succeeded = [
         policy_of(few.rows_needed, seed, Route(target_accuracy=0.97)).threshold is not None for seed in range(40)
     ]
     assert sum(succeeded) >= 20, "by 620 rows it is only known about"
     ten = policy_of(10, 3, Route())
-    assert "fewer than 59 rows, not even where all are right" in (ten.why_none or "")
+    assert "fewer than 59 rows, not even where all are right" in (ten.no_threshold_reason or "")
     hopeless = routing_policy.fit_policy(
         Scale(None, "answer", [0.5, 0.7, 0.9] * 100, [0.0, 1.0] * 150),
         CalibrationAnswers([str(index) for index in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
         Route(),
     )
-    assert hopeless.rows_needed is None and "even a million rows would probably show none" in (hopeless.why_none or "")
+    assert hopeless.rows_needed is None and "even a million rows would probably show none" in (
+        hopeless.no_threshold_reason or ""
+    )
 
 
 def test_without_confidences_or_rows_the_reason_is_told() -> None:
     scale = Scale(None, "answer", [0.5, 0.9], [0.0, 1.0])
     rows = CalibrationAnswers(["a", "b"], [None, None], [1.0, 1.0])
-    assert "no answer to a calibration row tells" in (routing_policy.fit_policy(scale, rows, Route()).why_none or "")
-    assert "data.split.calibration" in (
-        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).why_none or ""
+    assert "no answer to a calibration row tells" in (
+        routing_policy.fit_policy(scale, rows, Route()).no_threshold_reason or ""
     )
-    assert "thresholds are those of validation rows" in (routing_policy.fit_policy(None, rows, Route()).why_none or "")
+    assert "data.split.calibration" in (
+        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).no_threshold_reason or ""
+    )
+    assert "thresholds are those of validation rows" in (
+        routing_policy.fit_policy(None, rows, Route()).no_threshold_reason or ""
+    )
 
 
 def test_an_answer_of_unknown_confidence_never_stays() -> None:
@@ -204,18 +210,20 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
     policy = RoutingPolicy(
         threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8
     )
-    cost = example_scores.make_scores().cost.owned.model_copy(update={"usd_per_month": 500.0, "requests": 1_000_000})
+    cost = example_scores.make_scores().cost.self_hosted.model_copy(
+        update={"usd_per_month": 500.0, "requests": 1_000_000}
+    )
     result = routing_evaluation.evaluate_policy(policy, tuned_scores, baseline_scores, scale, cost)
     assert result is not None and result.rows == 10 and result.baseline == "answers"
-    assert result.kept and result.kept.value == 0.4 and result.right_of_kept and result.right_of_kept.value == 0.75
+    assert result.kept and result.kept.value == 0.4 and result.correct_of_kept and result.correct_of_kept.value == 0.75
     ways = result.strategies
     assert {name: way.local for name, way in ways.items()} == {
         "owned": 1.0, "closed": 0.0, "routed": 0.4, "random": 0.4
     }  # fmt: skip
     # Of the four kept three are right, of the six others the closed model has five right.
-    assert ways["owned"].right.value == 0.4 and ways["closed"].right.value == 0.8
-    assert ways["routed"].right.value == 0.8
-    assert ways["random"].right.value == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
+    assert ways["owned"].correct.value == 0.4 and ways["closed"].correct.value == 0.8
+    assert ways["routed"].correct.value == 0.8
+    assert ways["random"].correct.value == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
     assert ways["owned"].usd_per_1k == 0.5 and ways["closed"].usd_per_1k == pytest.approx(1.6)
     assert ways["routed"].usd_per_1k == pytest.approx(0.5 + 0.6 * 2.0), "the rest is what is dear"
     assert ways["random"].usd_per_1k == pytest.approx(0.5 + 0.6 * 1.6)
@@ -227,12 +235,12 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
         tuned_scores,
         baseline_scores,
         scale,
-        example_scores.make_scores(measured=False).cost.owned,
+        example_scores.make_scores(measured=False).cost.self_hosted,
     )
     assert bare is not None and set(bare.strategies) == {"owned", "closed"} and bare.kept is None
     assert bare.strategies["owned"].usd_per_1k is None and bare.curve == result.curve
     alone = routing_evaluation.evaluate_policy(policy, tuned_scores, None, scale, cost)
-    assert alone is not None and set(alone.strategies) == {"owned"} and alone.curve[0].right is None
+    assert alone is not None and set(alone.strategies) == {"owned"} and alone.curve[0].correct is None
 
 
 def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> None:
@@ -279,7 +287,8 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
     no_policy = routing_policy.RoutingPolicy(
         threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=60, rows_needed=400,
-        why_none=f"too few {example_scores.SCRIPT_TAG}", score={"of": "answer", "slope": 1.4, "intercept": -0.3},
+        no_threshold_reason=f"too few {example_scores.SCRIPT_TAG}",
+        score={"of": "answer", "slope": 1.4, "intercept": -0.3},
     )  # fmt: skip
     scores = scores.model_copy(update={"routing": no_policy.summarize().model_copy(update={"test": None})})
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
@@ -364,10 +373,10 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
     assert policy.threshold is not None and policy.coverage == pytest.approx(2 / 3) and policy.difference == 0
     assert "less than 5.0% less often right than openai:gpt-6-luna" in policy.target
     assert "less often than those of openai:gpt-6-luna to the same requests" in (policy.guarantee or "")
-    cost = example_scores.make_scores(measured=False).cost.owned
+    cost = example_scores.make_scores(measured=False).cost.self_hosted
     result = routing_evaluation.evaluate_policy(policy, scored_systems[0], scored_systems[1], scale, cost)
     assert result is not None and result.difference_of_kept and result.difference_of_kept.value == 0
-    assert result.strategies["routed"].right.value == 1.0 > result.strategies["random"].right.value
+    assert result.strategies["routed"].correct.value == 1.0 > result.strategies["random"].correct.value
 
 
 def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_whole_and_the_reason_is_told(
@@ -392,9 +401,11 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
         for system_responses in (tuned_responses, responses)
     ]
     policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
-    assert policy.threshold is None and "has not answered the calibration rows (asked" in (policy.why_none or "")
+    assert policy.threshold is None and "has not answered the calibration rows (asked" in (
+        policy.no_threshold_reason or ""
+    )
     missing = assemble.fit_tuned_policy(scored_systems[:1], context.dataset, scale, context.recipe)
-    assert "it was not run" in (missing.why_none or "")
+    assert "it was not run" in (missing.no_threshold_reason or "")
 
 
 @pytest.mark.parametrize("answered", [150, 149])

@@ -60,7 +60,7 @@ def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_row
         and measurement.together.max_difference == pytest.approx(0)
     )
     assert [len(body["questions"]) for _, _, body in provider.requests] == [1] * 2 * ROWS + [ROWS]
-    assert not provider.rule_violations and measurement.alone_tokens > 0 and measurement.together_tokens > 0
+    assert not provider.rule_violations and measurement.individual_tokens > 0 and measurement.together_tokens > 0
     assert "yes       rows that share" in "\n".join(measurement.lines("luna"))
 
 

@@ -23,7 +23,11 @@ from tests.helpers.example_scores import API_MODEL, TUNED_MODEL
 
 PRIMARY = Primary(system=TUNED_MODEL, baseline=API_MODEL, metric="accuracy", margin=0.02, alpha=0.05)
 NO_ROUTE = RoutingPolicy(
-    threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=600, why_none="no threshold can be shown"
+    threshold=None,
+    target_accuracy=0.95,
+    confidence=0.95,
+    calibration_rows=600,
+    no_threshold_reason="no threshold can be shown",
 )
 ROUTE = RoutingPolicy(
     threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968

@@ -89,7 +89,7 @@ def place_of(
     reason = None if threshold else "too few rows"
     settings = {"target_accuracy": target} | kwargs
     payload = RoutingPolicy(
-        threshold=threshold, confidence=0.95, calibration_rows=400, why_none=reason, **settings
+        threshold=threshold, confidence=0.95, calibration_rows=400, no_threshold_reason=reason, **settings
     ).json()
     atomic_files.write_json(
         folder / "routing.json", payload | ({"calibration": calibration_profile.json()} if calibration_profile else {})

@@ -170,8 +170,8 @@ def test_tokens_that_are_not_told_count_at_their_most(path: Path) -> None:
     with run_provider(Silent()) as address:
         result = collect(address, path, make_requests(3), budget=budget)
     (response, *_) = result.answers.values()
-    assert response.usd is None and response.unsure_usd > 0 and response.input_tokens is None
-    assert budget.spent_usd == pytest.approx(3 * response.unsure_usd, rel=0.1)
+    assert response.usd is None and response.possibly_charged_usd > 0 and response.input_tokens is None
+    assert budget.spent_usd == pytest.approx(3 * response.possibly_charged_usd, rel=0.1)
 
 
 def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
@@ -336,7 +336,7 @@ def test_a_journal_has_one_writer(path: Path) -> None:
 
 
 def test_the_last_line_of_a_key_counts(path: Path) -> None:
-    failed = replace(row(1), error="HTTP 500", final=False, unsure_usd=0.25)
+    failed = replace(row(1), error="HTTP 500", final=False, possibly_charged_usd=0.25)
     with response_cache.open_cache(path) as cache:
         cache.append([failed])
         cache.append([replace(row(1), output="late", usd=0.5)])

@@ -301,17 +301,17 @@ def test_the_assignment_is_the_best_of_all(target_items: list[Any], predicted_it
     item_fields = NULL.fields["line_items"]["items"]["properties"]
 
     def count_equal(a: Any, b: Any) -> int:
-        return record_counts.count_record(item_fields, a, b, NULL.normalizers, "line_items.").n_right
+        return record_counts.count_record(item_fields, a, b, NULL.normalizers, "line_items.").n_correct
 
     best = max(
         sum(count_equal(a, b) for a, b in zip(fewer, order, strict=True)) for order in permutations(larger, len(fewer))
     )
-    assert counts.n_right == best + 1  # and the kind
+    assert counts.n_correct == best + 1  # and the kind
     assert counts.exact == (
         extraction.record_equality_key(NULL, target) == extraction.record_equality_key(NULL, prediction)
     )
     swapped_counts = record_counts.count_record(NULL.fields, prediction, target, NULL.normalizers)
-    assert swapped_counts.n_right == counts.n_right and swapped_counts.exact == counts.exact
+    assert swapped_counts.n_correct == counts.n_correct and swapped_counts.exact == counts.exact
 
 
 def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
