@@ -214,7 +214,7 @@ def compare_costs(
         training_seconds=training_seconds(trained_run),
         tokens_per_request=tokens,
         missing_reason=reason
-        or (None if throughput else "too few requests were asked at once to measure its throughput"),
+        or (None if throughput else "too few requests were sent concurrently to measure its throughput"),
         correct_fraction=sum(tuned.correct) / len(tuned.correct),
     )
     api_costs = [system_scores.request_cost(scored) for scored in scored_systems if _is_paid(scored.responses)]

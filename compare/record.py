@@ -178,7 +178,7 @@ def _command() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.dry_run:
         system = select_system(load(arguments.recipe, arguments.set, arguments.hardware).recipe, arguments.system)
-        print(f"would ask {system.title} the test rows, and keep its answers")
+        print(f"would send the test rows to {system.title}, and keep its answers")
         return cli.OK
     return main(arguments.recipe, arguments.set, arguments.hardware, arguments.runs, arguments.system)
 

@@ -124,7 +124,7 @@ def run_comparison(
     for system in systems:
         for parameter in system.omitted_parameters:
             run.record_fallback(
-                trained_run, "compare", f"{system.title}: asked without {parameter}, which its provider refuses"
+                trained_run, "compare", f"{system.title}: queried without {parameter}, which its provider refuses"
             )
     sha256 = eval_dataset.hash_test_set(trained_run)
     access = preregistration.register_and_open(trained_run, recipe.compare.primary, sha256)

@@ -186,12 +186,12 @@ def _find_label_problem(
     reason_note = f" ({_format_reasons(drop_reasons)})" if drop_reasons else ""
     if n_read == 0:
         return (
-            f"  {display_label(label)} does not occur: a label needs rows to learn from and rows to be judged by",
+            f"  {display_label(label)} does not occur: a label needs rows for training and rows for evaluation",
             drop_reasons,
         )
     if n_read == 1:
         return (
-            f"  {display_label(label)} occurs once: a label needs rows to learn from and rows to be judged by",
+            f"  {display_label(label)} occurs once: a label needs rows for training and rows for evaluation",
             drop_reasons,
         )
     if sum(written_counts.values()) < 2:

@@ -130,7 +130,7 @@ def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list
             f"before, {fraction:.1%} now"
         )
         findings.append(Finding("labels", message, test.p_value))
-    return findings or [Finding("traffic", "no answer tells a confidence, and the task has no labels", None)]
+    return findings or [Finding("traffic", "no answer has a confidence, and the task has no labels", None)]
 
 
 def compare_feedback(policy: RoutingPolicy, feedback_lines: Lines, mirrored: Mapping[str, Line]) -> Finding:

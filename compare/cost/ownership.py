@@ -108,12 +108,10 @@ def build_step_cost(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedM
 def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage]) -> ApiCost:
     """Return the mean cost of the requests whose tokens the provider counted."""
     if price is None:
-        return ApiCost(
-            name, None, missing_reason="nobody here knows its price; give it in the recipe (baselines: price)"
-        )
+        return ApiCost(name, None, missing_reason="its price is unknown; give it in the recipe (baselines: price)")
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
     if not counted:
-        return ApiCost(name, None, missing_reason="no answer tells how many tokens it took")
+        return ApiCost(name, None, missing_reason="no answer has a token count")
     batch_usd = cached_usd = None
     if price.batch_input_usd_per_million is not None:
         batch_usd = sum(price.usd(usage, batch=True) for usage in counted) / len(counted)
@@ -126,7 +124,7 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
     """Return the mean of the costs that answers report (cost_usd in a file of answers)."""
     if not usd:
-        return ApiCost(name, None, missing_reason="no answer tells its cost_usd, and the recipe gives no price (price)")
+        return ApiCost(name, None, missing_reason="no answer has a cost_usd, and the recipe gives no price (price)")
     return ApiCost(name, sum(usd) / len(usd))
 
 

@@ -137,20 +137,21 @@ class RoutingPolicy:
             return None
         if self.not_worse_than is not None:
             promise = (
-                f"the answers that the owned model gives alone (confidence of at least {self.threshold:.4f}) are right "
-                f"less often than those of {self.not_worse_than} to the same requests by less than {self.margin:.1%}"
+                "the answers that only the self-hosted model gives (confidence of at least "
+                f"{self.threshold:.4f}) are right less often than those of {self.not_worse_than} to the same requests "
+                f"by less than {self.margin:.1%}"
             )
         else:
             promise = (
-                f"more than {self.target_accuracy:.1%} of the answers that the owned model gives alone (confidence of "
-                f"at least {self.threshold:.4f}) are right"
+                f"more than {self.target_accuracy:.1%} of the answers that only the self-hosted model gives "
+                f"(confidence of at least {self.threshold:.4f}) are right"
             )
         group_note = ", each group counting once," if self.left_out_rows else ""
         return (
             f"With {self.confidence:.0%} confidence{group_note} {promise}. It holds on average over requests that "
             "come from where the calibration rows come from (exchangeable with them), by labels like theirs, with "
             "the same weights, prompt, constraint and scale. It says nothing of a single request, of one label or "
-            "slice, of answers of the closed model, or of traffic that has changed. The confidence is over the draw "
+            "slice, of answers of the API model, or of traffic that has changed. The confidence is over the draw "
             f"of the calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that "
             "misses it."
         )
@@ -193,11 +194,11 @@ def fit_policy(
         reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
         return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if scale is None or not scale.confidences:
-        reason = "thresholds are those of validation rows, and no answer to one tells a probability"
+        reason = "thresholds are those of validation rows, and no answer to one has a probability"
         return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if all(value is None for value in rows.confidences):
         return RoutingPolicy(
-            threshold=None, no_threshold_reason="no answer to a calibration row tells a probability", **settings
+            threshold=None, no_threshold_reason="no answer to a calibration row has a probability", **settings
         )
     confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
     thresholds = learn_then_test.build_thresholds(scale.confidences)

@@ -1,7 +1,7 @@
 """The cost section of the report: break-even, cost curves, and the start values of the page's sliders.
 
 in   "inputs": {"gpu_usd_per_hour": 0.8, "utilization": 0.4, "requests_per_second": 20, ...}, $0.0004 per API request
-out  {"figure": "Owning pays from 8,961,001 requests a month.", "more": "...", "here": "..."}, and two polylines
+out  {"figure": "Self-hosting is cheaper from 8,961,001 requests a month.", "more": "...", ...}, and two polylines
 
 report.js writes the same sentences and draws the same lines when a slider moves. The docstring of
 `cost.break_even.break_even_points` has the formula of both.
@@ -47,21 +47,21 @@ def break_even_text(inputs: CostInputs, title: str, usd_per_request: float) -> d
     step_cost, volume = step_cost_from_inputs(inputs), inputs.monthly_requests
     points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
     if points is None:
-        headline = "Owning never pays."
+        headline = "Self-hosting is never cheaper."
         detail = (
             f"A full machine costs {format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
             f"requests that it can answer cost {format_usd(step_cost.capacity * usd_per_request)} there."
         )
     else:
-        headline = f"Owning pays from {format_count(points[0], 'request')} a month."
+        headline = f"Self-hosting is cheaper from {format_count(points[0], 'request')} a month."
         detail = f"That is {format_compact(points[0] * inputs.tokens_per_request)} tokens."
         if points[1] > points[0]:
-            detail += f" Each further machine costs more at first; for good it pays from {points[1]:,}."
+            detail += f" Each further machine costs more at first; it is permanently cheaper from {points[1]:,}."
     if step_cost.capacity < 1:
         return {"figure": headline, "more": "At this utilization a machine answers no request.", "here": ""}
     self_hosted_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
     at_volume = (
-        f"At {format_count(volume, 'request')} a month: owned {format_usd(self_hosted_usd)} with "
+        f"At {format_count(volume, 'request')} a month: self-hosted {format_usd(self_hosted_usd)} with "
         f"{format_count(step_cost.machines(volume), 'machine')}, {title} {format_usd(api_usd)}."
     )
     return {"figure": headline, "more": detail, "here": at_volume}

@@ -44,9 +44,9 @@ def build_routing_section(scores: Scores) -> View | None:
 def policy_text(policy: RoutingResult) -> str:
     """Return the result on the calibration rows."""
     if policy.threshold is None:
-        return f"No part of the traffic can be given to the owned model alone: {policy.no_threshold_reason}."
+        return f"No part of the traffic can be answered by the self-hosted model only: {policy.no_threshold_reason}."
     assert policy.coverage is not None and policy.accuracy is not None, "a threshold has both"
-    text = f"From a confidence of {policy.threshold:.4f} on the owned model may answer alone: "
+    text = f"From a confidence of {policy.threshold:.4f} on, only the self-hosted model answers: "
     text += f"{format_percent(policy.coverage)} of {format_count(policy.calibration_rows, 'calibration row')}, "
     return text + f"{format_percent(policy.accuracy)} of these right, target {target_text(policy)}."
 
@@ -95,7 +95,7 @@ def strategy_rows(test: RoutingTest, titles: Mapping[str, str]) -> list[View]:
     """Return a row for each strategy of answering the test rows."""
     baseline_title = titles.get(test.baseline or "", "")
     labels = {
-        "owned": "all by the owned model",
+        "owned": "all by the self-hosted model",
         "routed": f"routed, the rest by {baseline_title}",
         "random": f"the same share at random, the rest by {baseline_title}",
         "closed": f"all by {baseline_title}",

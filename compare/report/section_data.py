@@ -84,7 +84,7 @@ def differences(scores: Scores) -> list[View]:
         axis = charts.difference_axis(group)
         rows = [
             {
-                "one": comparison,
+                "comparison": comparison,
                 "a": titles[comparison.a],
                 "b": titles[comparison.b],
                 "class": css_class(scores.systems[comparison.b]),
@@ -192,7 +192,7 @@ def confusion(scores: Scores) -> list[View]:
 def calibration(scores: Scores) -> list[View]:
     """Return the reliability of each system with confidences."""
     return [
-        {"title": wording.display_name(system), "class": css_class(system), "told": system.calibration}
+        {"title": wording.display_name(system), "class": css_class(system), "reliability": system.calibration}
         | {"bins": charts.reliability_bins(system.calibration)}
         for system in scores.systems.values()
         if system.calibration
@@ -301,7 +301,7 @@ def _percentiles(latency: Latency) -> dict[str, float]:
 def _interval_cell(value: MetricValue | None, axis: charts.Axis) -> View | None:
     if value is None:
         return None
-    return {"told": value, "fig": axis.interval(value.value, value.ci_low, value.ci_high)}
+    return {"value": value, "fig": axis.interval(value.value, value.ci_low, value.ci_high)}
 
 
 def _truncate(text: str) -> str:

@@ -18,7 +18,7 @@ KIND_LABELS: dict[SystemKind, str] = {
     "linear": "a linear model",
     "nearest": "the nearest training rows",
     "head": "the same base with a classification head",
-    "closed": "a closed model",
+    "closed": "an API model",
     "file": "answers from a file",
 }
 CONCLUSION_LABELS = {

@@ -143,7 +143,8 @@ def subset_notes(context: ComparisonContext, system: System) -> list[str]:
     if len(rows) == len(all_rows):
         return []
     return [
-        f"{system.title}: asked {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows), it only explores"
+        f"{system.title}: queried {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows); "
+        "it is exploratory"
     ]
 
 
@@ -214,7 +215,7 @@ def _collect_responses(
     if collected.n_requested:
         speed = f", {throughput['requests_per_second']:.1f} requests/s" if throughput else ""
         print(
-            f"asked     {system_requests.system.title}: {collected.n_requested:,} requests{speed}",
+            f"queried   {system_requests.system.title}: {collected.n_requested:,} requests{speed}",
             file=sys.stderr,
             flush=True,
         )

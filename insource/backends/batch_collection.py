@@ -99,7 +99,7 @@ async def collect_batches(session: CollectSession, poll_seconds: float, log: Cal
         except _StopError as error:
             return str(error)
     if n_failed:
-        return f"{n_failed:,} requests brought no answer in their batch; the next run asks for them again"
+        return f"{n_failed:,} requests brought no answer in their batch; the next run requests them again"
     return None
 
 
@@ -148,7 +148,7 @@ async def _resume_batch(client: object, session: CollectSession, pending: Pendin
             foreign_batch_ids=pending.foreign_batch_ids,
         )
         if isinstance(batch_id, AttemptFailure):
-            raise _StopError(f"nobody knows whether a batch was made on {pending.started}: {batch_id.error}")
+            raise _StopError(f"it is unknown whether a batch was created on {pending.started}: {batch_id.error}")
         if batch_id is None:
             path.unlink()
             return None

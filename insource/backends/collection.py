@@ -110,12 +110,12 @@ def collect(
     if budget_exhausted and budget is not None:
         reason = f"the next call could exceed budget_usd {budget.limit_usd:g}"
     if refused := [response for response in session.answers.values() if response.refused]:
-        reason = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
+        reason = f"{len(refused):,} refused because of their parameters, the last: {refused[-1].error}"
     reused = sum(response.reused for response in session.answers.values())
     return CollectResult(
         answers=session.answers,
         complete=reason is None,
-        why_incomplete=reason and f"asked {len(session.answers):,} of {len(row_requests):,}: {reason}",
+        why_incomplete=reason and f"queried {len(session.answers):,} of {len(row_requests):,}: {reason}",
         n_requested=len(session.answers) - reused,
         n_reused=reused,
         n_retries=retries,

@@ -198,7 +198,7 @@ def to_json_line(response: CachedResponse) -> str:
 
 def _make_unanswered_response(key: str, usd: float) -> CachedResponse:
     """Return the line for a request that was sent and has no known response."""
-    error = "the process that asked ended before an answer was written down"
+    error = "the process ended before it wrote an answer"
     return make_cached_response(
         key, key, 0, "", None, requested_at="", error=error, final=False, possibly_charged_usd=usd
     )

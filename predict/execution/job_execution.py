@@ -89,7 +89,7 @@ class JobExecution:
         Raise StageError if INPUT changed since the survey.
         """
         if self.is_written():
-            log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 asks anew)")
+            log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 requests them again)")
             self.state.remove()
             return
         counts, survey = self.state.counts(), self.job.survey

@@ -165,7 +165,7 @@ class ParityResult:
                 f"vLLM answers {same_weights.agreement:.1%} of {same_weights.n} rows as transformers does with the "
                 "same weights"
                 + (f" ({len(same_weights.close)} more differ within rounding)" if same_weights.close else "")
-                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; "
+                + f", and serve.parity.same_weights requires {parity.same_weights:.1%}; "
                 f"{_format_first_mismatch(same_weights.flips)}"
             )
         return problems

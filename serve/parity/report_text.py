@@ -57,12 +57,12 @@ def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[Pari
 
 {results[0].n} validation rows. The weights that were trained: {metric} {score.trained:.1%}.
 
-| served | prompt ids | same weights: equal answers | {metric} | against the trained weights (95%) | judged | start |
+| served | prompt ids | same weights: equal answers | {metric} | difference to the trained (95%) | conclusion | start |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Judged by the interval: *worse* where all of it is more than {parity.score_drop:.1%} below (serve.parity.score_drop),
-*non-inferior* where none of it is, *superior* where all of it is above 0, else *undecided*.
+The conclusion is by the interval: *worse* where all of it is more than {parity.score_drop:.1%} below
+(serve.parity.score_drop), *non-inferior* where none of it is, *superior* where all of it is above 0, else *undecided*.
 
 | served | constraint | answers that the task can read |
 |---|---|---|
@@ -77,7 +77,7 @@ other than rounding. Neither answer is the wrong one there; they count as equal,
 
 ## The same rows again
 
-{variations or "Not asked again."}
+{variations or "Not repeated."}
 """
 
 

@@ -140,7 +140,7 @@ def test_one_a100_at_a_thousand_tokens_a_second_never_pays_against_the_cheapest_
             result = CostComparison(cost, a100, [api_cost]).break_even(api_cost)
             assert result.never and result.first_requests is None
             assert result.reason is not None and "a full machine costs $1,460.00 a month" in result.reason
-            assert "the 2,628,000 closed calls that it replaces cost $" in result.reason
+            assert "the 2,628,000 API calls that it replaces cost $" in result.reason
 
 
 def test_little_that_is_left_does_not_pay_an_engineer() -> None:

@@ -73,8 +73,10 @@ def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibratio
 def test_the_guarantee_says_what_it_covers_and_what_not() -> None:
     policy = policy_of(900, 1, Route(target_accuracy=0.94, confidence=0.9))
     guarantee = policy.guarantee or ""
-    assert guarantee.startswith("With 90% confidence more than 94.0% of the answers that the owned model gives alone")
-    for phrase in ("on average", "exchangeable", "a single request", "of the closed model", "at most 10% of draws"):
+    assert guarantee.startswith(
+        "With 90% confidence more than 94.0% of the answers that only the self-hosted model gives"
+    )
+    for phrase in ("on average", "exchangeable", "a single request", "of the API model", "at most 10% of draws"):
         assert phrase in guarantee
     assert "each group counting once" not in guarantee
     grouped = policy_of(2400, 1, Route(target_accuracy=0.94), groups=True)
@@ -126,7 +128,7 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
 def test_without_confidences_or_rows_the_reason_is_told() -> None:
     scale = Scale(None, "answer", [0.5, 0.9], [0.0, 1.0])
     rows = CalibrationAnswers(["a", "b"], [None, None], [1.0, 1.0])
-    assert "no answer to a calibration row tells" in (
+    assert "no answer to a calibration row has" in (
         routing_policy.fit_policy(scale, rows, Route()).no_threshold_reason or ""
     )
     assert "data.split.calibration" in (
@@ -276,13 +278,13 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores).replace("\\", "")
     for document in (page, text):
         assert (
-            "From a confidence of 0.8312 on the owned model may answer alone: 71.0% of 1,180 calibration rows"
+            "From a confidence of 0.8312 on, only the self-hosted model answers: 71.0% of 1,180 calibration rows"
             in document
         )
         assert "target more than 95.0% right, with 95% confidence" in document
         assert scores.routing.guarantee in document
         assert "it keeps 70.0%; 96.5% of these are right" in document
-        for name in ("all by the owned model", "routed, the rest by", "the same share at random"):
+        for name in ("all by the self-hosted model", "routed, the rest by", "the same share at random"):
             assert name in document
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
     no_policy = routing_policy.RoutingPolicy(
@@ -292,7 +294,7 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
     )  # fmt: skip
     scores = scores.model_copy(update={"routing": no_policy.summarize().model_copy(update={"test": None})})
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
-    assert "No part of the traffic can be given to the owned model alone: too few" in page
+    assert "No part of the traffic can be answered by the self-hosted model only: too few" in page
     assert example_scores.SCRIPT_TAG not in page and example_scores.SCRIPT_TAG not in text
 
 
@@ -401,7 +403,7 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
         for system_responses in (tuned_responses, responses)
     ]
     policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
-    assert policy.threshold is None and "has not answered the calibration rows (asked" in (
+    assert policy.threshold is None and "has not answered the calibration rows (queried" in (
         policy.no_threshold_reason or ""
     )
     missing = assemble.fit_tuned_policy(scored_systems[:1], context.dataset, scale, context.recipe)

@@ -120,5 +120,5 @@ def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_co
             completed = commands.run_command(trained_run.folder.parents[1], "compare.together", "classifier", *args)
         assert completed.returncode == code, completed.stderr
         alone, together, conclusion = completed.stdout.splitlines()
-        assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
+        assert alone.startswith("single    decides: 3 requests, ") and together.startswith("together  1 request, ")
         assert conclusion.startswith(prefix) and len(provider.requests) == 7

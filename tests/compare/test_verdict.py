@@ -201,7 +201,7 @@ def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
     example["systems"][TUNED_MODEL]["validity"]["label"] = 0.9
     overrides = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
     result = decided(example, NO_ROUTE, *overrides)
-    assert result.choice == "closed" and "2 of the other questions speak against owning" in result.headline
+    assert result.choice == "closed" and "2 of the other questions are against self-hosting" in result.headline
     assert decided(example, NO_ROUTE, overrides[0]).choice == "open", "one alone does not"
 
 

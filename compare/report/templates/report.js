@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const told = JSON.parse(document.getElementById("told").textContent);
+  const data = JSON.parse(document.getElementById("report-data").textContent);
   const at = (id) => document.getElementById(id);
 
   // Numbers, formatted as in insource/system/number_format.py.
@@ -63,7 +63,7 @@
   }
 
   // Labels or fields: search, and the choice of the system whose figures are shown.
-  if (told.parts) {
+  if (data.parts) {
     const rows = [...at("parts-table").tBodies[0].rows];
     const show = (cell, value, text) => {
       cell.textContent = value === null ? "\u2013" : text(value);
@@ -77,14 +77,14 @@
     const choose = () => {
       const first = Number(at("parts-first").value), second = Number(at("parts-second").value);
       for (const row of rows) {
-        const of = told.parts.figures[Number(row.dataset.at)], own = of[first], other = of[second];
+        const figures = data.parts.figures[Number(row.dataset.at)], own = figures[first], other = figures[second];
         for (const column of [0, 1, 2]) show(row.cells[2 + column], own && own[column], percent);
         show(row.cells[5], other && other[2], percent);
         show(row.cells[6], own && other ? own[2] - other[2] : null, signed);
       }
       const [one, two] = at("parts-caption").querySelectorAll("bdi");
-      one.textContent = told.parts.systems[first];
-      two.textContent = told.parts.systems[second];
+      one.textContent = data.parts.systems[first];
+      two.textContent = data.parts.systems[second];
       for (const head of at("parts-table").querySelectorAll("th[aria-sort]")) head.removeAttribute("aria-sort");
     };
     at("parts-tools").hidden = false;
@@ -145,18 +145,18 @@
     const found = crossings(stairs.machine, stairs.capacity, stairs.fixed, price);
     let figure, more;
     if (found === null) {
-      figure = "Owning never pays.";
+      figure = "Self-hosting is never cheaper.";
       more = `A full machine costs ${usd(stairs.machine)} a month, and the ${commas(stairs.capacity)} requests that `
         + `it can answer cost ${usd(stairs.capacity * price)} there.`;
     } else {
-      figure = `Owning pays from ${many(found[0], "request")} a month.`;
+      figure = `Self-hosting is cheaper from ${many(found[0], "request")} a month.`;
       more = `That is ${compact(found[0] * inputs.tokens_per_request)} tokens.`;
       if (found[1] > found[0]) {
-        more += ` Each further machine costs more at first; for good it pays from ${commas(found[1])}.`;
+        more += ` Each further machine costs more at first; it is permanently cheaper from ${commas(found[1])}.`;
       }
     }
     if (stairs.capacity < 1) return { figure, more: "At this utilization a machine answers no request.", here: "" };
-    const here = `At ${many(volume, "request")} a month: owned ${usd(stairs.usd(volume))} with `
+    const here = `At ${many(volume, "request")} a month: self-hosted ${usd(stairs.usd(volume))} with `
       + `${many(stairs.machines(volume), "machine")}, ${title} ${usd(volume * price)}.`;
     return { figure, more, here };
   }
@@ -174,8 +174,8 @@
     for (let k = 1; k <= cost.steps; k += 1) found.add(stairs.capacity * k).add(stairs.capacity * k + 1);
     return [...found].filter((one) => one >= Math.max(low, 1) && one <= high).sort((a, b) => a - b);
   }
-  if (told.cost) {
-    const cost = told.cost, form = at("pays-controls"), sliders = [...form.querySelectorAll("input[type=range]")];
+  if (data.cost) {
+    const cost = data.cost, form = at("pays-controls"), sliders = [...form.querySelectorAll("input[type=range]")];
     const words = {
       monthly_requests: commas,
       gpu_usd_per_hour: (value) => "$" + value.toFixed(2),

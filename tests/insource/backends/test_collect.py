@@ -147,7 +147,7 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
 
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
     result = collect(address, path, make_requests(5), budget=Budget(0))
-    assert result.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
+    assert result.why_incomplete == "queried 0 of 5: the next call could exceed budget_usd 0"
     assert not provider.requests and not result.answers
     exhausted = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
     assert not exhausted.complete and not provider.requests
@@ -235,7 +235,7 @@ def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path:
         assert [response.id for response in result.answers.values() if response.refused] == [
             "wrong key"
         ] and not result.complete
-        assert "asked 4 of 4: 1 refused for how they were asked, the last: HTTP 401: refused" in (
+        assert "queried 4 of 4: 1 refused because of their parameters, the last: HTTP 401: refused" in (
             result.why_incomplete or ""
         )
         assert provider.attempts == {"bad question": 1, "wrong key": 1, "out of order": 2, "fine": 1}
@@ -354,7 +354,7 @@ def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wro
             result = collect(address, path.with_name(wire), make_requests(500), backend=backend)
             assert not result.complete and all(response.refused for response in result.answers.values())
             assert MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
-            assert "refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
+            assert "refused because of their parameters, the last: HTTP 400: " in (result.why_incomplete or "")
             assert "temperature" in (result.why_incomplete or "") and result.spent_usd == 0
 
 
