@@ -32,7 +32,7 @@ from insource.tracking.scores.comparison import build_scores
 from tests.helpers.api_comparison import make_comparison
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone
-from tests.insource.config.test_recipe import mistakes
+from tests.helpers.recipe_errors import load_error
 
 SPLITS = {"train": 500, "validation": 250, "calibration": 250, "test": 300}
 PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "2026-10-10"}
@@ -209,12 +209,12 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
     ],
 )
 def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, message: str) -> None:
-    assert message in mistakes("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
+    assert message in load_error("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
 
 
 def test_other_kinds_than_classification_are_told() -> None:
     override = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
-    assert "chooses one of the labels, and this is kind extraction" in mistakes(
+    assert "chooses one of the labels, and this is kind extraction" in load_error(
         "extractor", override, "compare.primary=null"
     )
 

@@ -16,9 +16,9 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.errors import raises_error
+from tests.helpers.prepared_rows import labelled_rows, prepare_data, write_rows
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0123456789abcdef" * 4 + b"\nsize 875191\n"
 MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
