@@ -14,7 +14,7 @@ from insource.config.schema.source import SPLITS
 from insource.tasks import classification
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
 from tests.helpers.prepared_rows import labelled_rows, prepare_data, write_rows
 from train.evaluate import validation

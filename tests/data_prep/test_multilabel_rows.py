@@ -12,7 +12,7 @@ from insource.config.errors import RecipeError
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
 from tests.helpers.multilabel_rows import TASK, rows
 from tests.helpers.prepared_rows import prepare_data, write_rows

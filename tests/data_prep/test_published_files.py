@@ -13,8 +13,8 @@ from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.schema.source import SPLITS
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Splits, write_csv
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
 from tests.helpers.prepared_rows import write_rows
 from tests.helpers.published_files import SUMMARY, prepare_files, text_label_pairs, texts_with_targets

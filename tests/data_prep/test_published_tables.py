@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from insource.config.errors import RecipeError
-from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import write_csv
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
 from tests.helpers.published_files import SUMMARY, prepare_files, text_label_pairs, texts_with_targets
 

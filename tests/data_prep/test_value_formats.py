@@ -22,7 +22,7 @@ from insource.tasks import extraction
 from insource.tasks.records.json_fields import canonicalize
 from insource.tasks.records.normalizers import parse_amount, parse_number
 from insource.tasks.source_record import UnusableRowError
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.prepared_rows import prepare_data, write_rows
 
 SCHEMA: dict[str, Any] = {

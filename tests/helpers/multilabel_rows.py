@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 
 TASK = "{kind: classification, instruction: Name all topics of it., labels_per_row: many}"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 
 ITEM = {
     "type": "object",

@@ -9,7 +9,7 @@ from data_prep import prepare
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 
 TASKS = {
     "classification": "{kind: classification, instruction: Say what it is about.}",

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from insource.config.schema.source import SPLITS
-from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data
+from tests.helpers.distinct_texts import distinct_texts
 
 ROUTE = "task: {kind: classification, instruction: Choose one label for this text.}\nmodel: {base: pocket}\n"
 

@@ -19,8 +19,8 @@ from insource.system import atomic_files
 from insource.tasks import format_metrics, multilabel
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tracking.run import Run
-from tests.data_prep.test_label_identity import TOPICS
 from tests.helpers import commands
+from tests.helpers.distinct_texts import TOPICS
 from tests.helpers.errors import raises_error
 from tests.helpers.grammars import matches
 from tests.helpers.multilabel_rows import TASK, rows
