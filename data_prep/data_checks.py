@@ -218,7 +218,7 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
         if reason == "too_long_to_serve":
             key, value = prepared.context_limit.key, prepared.context_limit.tokens
         elif reason == "too_long_for_base":
-            lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
+            lines.append(f"{count} rows left as {reason}: they are more than model.base can process")
             continue
         elif reason in RECIPE_KEY_BY_REASON:
             key, value = RECIPE_KEY_BY_REASON[reason], _recipe_value(prepared.recipe, RECIPE_KEY_BY_REASON[reason])

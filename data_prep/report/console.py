@@ -144,7 +144,7 @@ def _limit_notes(report: DataReport) -> list[str]:
     if dropped.get("too_long"):
         lines.append(f"too_long: more than train.max_length ({tokens.max_length:,} tokens)")
     if dropped.get("too_long_for_base"):
-        lines.append("too_long_for_base: more than model.base can look at, though train.max_length is more")
+        lines.append("too_long_for_base: more than model.base can process, though train.max_length is more")
     if served := tokens.served:
         limit = f"{served.limit} ({served.tokens:,} tokens, {served.for_the_answer:,} of them for the answer)"
         if dropped.get("too_long_to_serve"):
