@@ -126,7 +126,7 @@ def _cost_chart(costs: CostResult, priced: Sequence[tuple[PaidSystem, float]]) -
     max_usd = max(step_cost.usd(int(x_axis.high)), *(x_axis.high * usd for _, usd in priced))
     y_axis = Axis(min_usd, max(_decade_above(max_usd), 10 * min_usd), log=True)
     return {
-        "said": break_even_text(inputs, first_system.title, first_usd),
+        "sentences": break_even_text(inputs, first_system.title, first_usd),
         "curves": cost_polylines(inputs, first_usd, x_axis, y_axis),
         "x_ticks": x_axis.ticks(7),
         "y_ticks": y_axis.ticks(6),

@@ -198,10 +198,10 @@ def _routing(scores: Scores) -> list[str]:
             _estimate_range(strategy["result"].correct),
             format_usd(strategy["result"].usd_per_1k),
         ]
-        for strategy in section["ways"]
+        for strategy in section["strategies"]
     ]
     headers = ["Test rows answered", "by the self-hosted model only", "right", "interval", "per 1,000 requests"]
-    paragraphs = [section["said"], section["on_test"], section["policy"].guarantee]
+    paragraphs = [section["summary"], section["on_test"], section["policy"].guarantee]
     return [
         "## Routing",
         *(escape_markdown(paragraph) for paragraph in paragraphs if paragraph),

@@ -1,7 +1,7 @@
 """The routing section of the report: the policy, its results on the test rows, and the curve of all thresholds.
 
 in   scores.routing, which is the content of routing.json
-out  {"said": "From a confidence of 0.8312 on ...", "ways": [{"title": "routed", "local": 0.71, ...}], "picture": {...}}
+out  {"summary": "From a confidence of 0.8312 on ...", "strategies": [{"title": "routed", ...}], "picture": {...}}
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ def build_routing_section(scores: Scores) -> View | None:
     titles, test = wording.display_names(scores), policy.test
     return {
         "policy": policy,
-        "said": policy_text(policy),
+        "summary": policy_text(policy),
         "on_test": test_result_text(test, titles) if test else None,
-        "ways": strategy_rows(test, titles) if test else [],
+        "strategies": strategy_rows(test, titles) if test else [],
         "picture": threshold_chart(policy, test) if test else None,
     }
 

@@ -158,11 +158,13 @@ def confusion(scores: Scores) -> list[View]:
         )
         pairs = [
             {
-                "wanted": target,
-                "given": predicted,
+                "expected": target,
+                "predicted": predicted,
                 "count": count,
                 "of": total,
-                "also": None if other_name is None else confused_pairs[other_name].get((target, predicted), (0, 0))[0],
+                "other_count": (
+                    None if other_name is None else confused_pairs[other_name].get((target, predicted), (0, 0))[0]
+                ),
             }
             for (target, predicted), (count, total) in islice(confused_pairs[name].items(), MAX_PAIRS)
         ]
@@ -177,8 +179,8 @@ def confusion(scores: Scores) -> list[View]:
             {
                 "title": wording.display_names(scores)[name],
                 "against": None if other_name is None else wording.display_names(scores)[other_name],
-                "wanted": labels[: len(counts)],
-                "given": labels[:columns],
+                "expected": labels[: len(counts)],
+                "predicted": labels[:columns],
                 "cells": cells if columns <= MAX_TABLE_LABELS else None,
                 "paths": charts.confusion_paths(counts) if MAX_TABLE_LABELS < columns <= MAX_DRAWN_LABELS else None,
                 "size": (columns, len(counts)),

@@ -211,7 +211,7 @@ def test_closed_calls_cost_what_their_usage_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("price", "usages", "reason"), [(None, [Usage(1, 1)], "its price"), (PRICE, [Usage()], "how many tokens")]
+    ("price", "usages", "reason"), [(None, [Usage(1, 1)], "its price"), (PRICE, [Usage()], "a token count")]
 )
 def test_a_closed_model_whose_cost_is_not_known(price: TokenPrice | None, usages: list[Usage], reason: str) -> None:
     api_cost = ownership.compute_api_cost("openai:x", price, usages)

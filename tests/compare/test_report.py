@@ -104,7 +104,7 @@ def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(p
     reasons = wording.question_reasons(scores)
     assert [reason.topic for reason in reasons] == list(criteria.QUESTION_TEXTS)
     for reason in reasons:
-        vote = reason.favors if reason.favors == "neutral" else f"speaks for {reason.favors}"
+        vote = reason.favors if reason.favors == "neutral" else f"favors {reason.favors}"
         assert f"{reason.question} {reason.text}" in page.paragraphs
         assert f"{reason.topic}, {vote}" in page.words["reasons"] and str(reason.value) in page.words["reasons"]
         assert f"- **{reason.favors}**, {reason.question} " in text
@@ -195,7 +195,7 @@ def test_without_a_closed_price_there_is_no_break_even() -> None:
     scores = example_scores.make_json()
     scores["cost"]["systems"] = {}
     report = page_of(scores)
-    assert "there is no break-even" in report.words["cost"]
+    assert "no break-even was computed" in report.words["cost"]
     assert "20.0 requests a second" in report.words["cost"]
 
 
