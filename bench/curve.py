@@ -146,7 +146,7 @@ def measure(
     def restrict(point: CurvePoint, rows: range) -> CurvePoint:
         return replace(point, stats=point.stats.subset(rows))
 
-    found = []
+    results = []
     for share in LARGEST_SHARES:
         largest, doubled = len(train) // share, 2 * len(train) // share
         curve_sizes = [largest >> halvings for halvings in reversed(range(POINTS))]
@@ -159,7 +159,7 @@ def measure(
             LearningCurve(name, [], test).clusters,
             permutations=999,
         )
-        found.append(
+        results.append(
             Prediction(
                 data=name,
                 seed=seed,
@@ -174,7 +174,7 @@ def measure(
                 stops_after=count_trained_sizes(curve),
             )
         )
-    return found
+    return results
 
 
 def fit_or_read_point(

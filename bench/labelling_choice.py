@@ -174,9 +174,9 @@ def measure_all(train: Rows, seeds: int, names: Sequence[str], results_path: Pat
         "runs": [],
     }
     if results_path.exists():
-        before = atomic_files.read_json(results_path)
+        previous = atomic_files.read_json(results_path)
         for key, column in (("pools", "name"), ("runs", "pool")):
-            results[key] = [entry for entry in before[key] if entry[column] not in names]
+            results[key] = [entry for entry in previous[key] if entry[column] not in names]
     for name in names:
         pool = POOLS[name](train)
         prepared = prepare_pool(pool)

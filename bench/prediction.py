@@ -99,12 +99,12 @@ def measure_scale(rows: int) -> dict[str, Any]:
 
 def count_right_rows(folder: Path, rows: int) -> int:
     """Return how many rows of the output are in their place and have the answer of the stand-in."""
-    predictions, texts, n_right = linear_predictions(), [*linear_predictions()], 0
+    predictions, texts, n_correct = linear_predictions(), [*linear_predictions()], 0
     with output_path(folder, rows).open(encoding="utf-8") as file:
         for number, line in enumerate(file):
             row, expected = json.loads(line), predictions[texts[number % len(texts)]]
-            n_right += row["number"] == str(number) and (row["answer"], row["confidence"]) == tuple(expected)
-    return n_right
+            n_correct += row["number"] == str(number) and (row["answer"], row["confidence"]) == tuple(expected)
+    return n_correct
 
 
 def measure_kill(rows: int, fraction: float) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def assemble_scores(
         plan=summarize_plan(primary, access),
         systems=systems,
         not_run=[
-            NotRun(name=entry.name, title=entry.title, reason=entry.why, incomplete=entry.incomplete)
+            NotRun(name=entry.name, title=entry.title, reason=entry.reason, incomplete=entry.incomplete)
             for entry in skipped
         ],
         comparisons=comparisons.paired_differences(scored_systems, primary),
@@ -173,7 +173,7 @@ def summarize_systems(
 def incomplete_lines(systems: Mapping[str, SystemResult], skipped: Sequence[SkippedSystem]) -> list[str]:
     """Return a line for each system that lacks rows, and for each that was tried and failed."""
     lines = [f"{name}: {system.incomplete_reason}" for name, system in systems.items() if not system.complete]
-    return lines + [f"{entry.name}: {entry.why}" for entry in skipped if entry.incomplete]
+    return lines + [f"{entry.name}: {entry.reason}" for entry in skipped if entry.incomplete]
 
 
 def describe_task_kind(recipe: Recipe) -> str:
@@ -207,18 +207,18 @@ def compare_costs(
     reason = None
     if used_pocket_model(dataset) and not recipe.cost.cpu_usd_per_hour:
         reason = "the pocket model stood in for the recipe's own, whose throughput was not measured"
-    owned = ownership.SelfHostedMeasurement(
+    self_hosted = ownership.SelfHostedMeasurement(
         requests_per_second=float(throughput["requests_per_second"]) if throughput and not reason else None,
         hardware=environment.describe_machine(recipe),
         on_gpu=on_gpu,
         training_seconds=training_seconds(trained_run),
         tokens_per_request=tokens,
         missing_reason=reason
-        or (None if throughput else "too few requests were asked at once to measure its throughput"),
+        or (None if throughput else "too few requests were sent concurrently to measure its throughput"),
         correct_fraction=sum(tuned.correct) / len(tuned.correct),
     )
     api_costs = [system_scores.request_cost(scored) for scored in scored_systems if _is_paid(scored.responses)]
-    return ownership.CostComparison(recipe.cost, owned, api_costs)
+    return ownership.CostComparison(recipe.cost, self_hosted, api_costs)
 
 
 def _is_paid(responses: SystemResponses) -> bool:

@@ -46,8 +46,8 @@ class FirstResponse:
         if self.answer is None or self.failure_reason:
             return f"refused   {self.system.name}: {self.failure_reason}"
         if self.answer.error:
-            return f"asked     {self.system.name}: takes requests, and refuses this train row for what it says"
-        message = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
+            return f"queried   {self.system.name}: accepts requests, but refuses the content of this train row"
+        message = f"queried   {self.system.name}: answers, model {self.answer.model_id}"
         if self.answer.input_tokens is not None:
             message += f", {self.answer.input_tokens:,} tokens read, {self.answer.output_tokens or 0:,} written"
         if self.system.baseline and (day := models.announced_shutdown(self.system.baseline)):
@@ -85,8 +85,8 @@ def send_first_requests(
         if response.failure_reason
     ]
     refused_names = {system.name for system in refused}
-    askable = [responses[system.name].system if system.name in responses else system for system in systems]
-    return [system for system in askable if system.name not in refused_names], refused
+    updated_systems = [responses[system.name].system if system.name in responses else system for system in systems]
+    return [system for system in updated_systems if system.name not in refused_names], refused
 
 
 def send_first_request(context: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
@@ -137,12 +137,12 @@ def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
     """Send the first request to each API model. Return 0 if all answered, 3 otherwise."""
     systems = catalog.api_systems(recipe)
     if not systems:
-        print(f"{name} has no closed baseline")
+        print(f"{name} has no API baseline")
         return cli.OK
     skipped = catalog.skipped_systems(systems, recipe)
     skipped_names = {system.name for system in skipped}
     for system in skipped:
-        print(f"not run   {system.title}: {system.why}")
+        print(f"not run   {system.title}: {system.reason}")
     context = validation_context(trained_run, name, recipe)
     runnable = [system for system in systems if system.name not in skipped_names]
     preflight.check(context, runnable)
@@ -151,7 +151,9 @@ def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
 
 
 def _command() -> int:
-    parser = cli.build_parser("compare.first_request", "Ask each closed baseline of a recipe one train row, for cents.")
+    parser = cli.build_parser(
+        "compare.first_request", "Send one train row to each API baseline of a recipe, for cents."
+    )
     cli.add_run_option(parser)
     return main(parser.parse_intermixed_args())
 

@@ -70,7 +70,7 @@ class KnownModel:
         return [
             f"{self.provider}:{self.name}",
             *price_cells,
-            self.shutdown or ("-" if self.in_sdk else "not told"),
+            self.shutdown or ("-" if self.in_sdk else "unknown"),
             ", ".join(self.recipes),
         ]
 

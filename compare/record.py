@@ -47,7 +47,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     loaded = load(recipe, overrides, hardware)
     system = select_system(loaded.recipe, name)
     if skipped := catalog.skipped_systems([system], loaded.recipe):
-        raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].why}", code="INS-A001")
+        raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].reason}", code="INS-A001")
     parent = run.runs_folder(runs)
     data = _prepare_data(recipe, overrides, hardware, runs)
     loaded = folder_ownership.claim_folder(loaded, parent)
@@ -55,7 +55,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     preflight.check(context, [system])
     systems, refused = first_request.send_first_requests(context, [system])
     if refused:
-        raise StageError(f"{refused[0].title} {refused[0].why}", code="INS-A001")
+        raise StageError(f"{refused[0].title} {refused[0].reason}", code="INS-A001")
     sha256 = atomic_files.sha256(data / "test.jsonl")
     preregistration.register_recording(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
     responses = api_models.collect_from_apis(context, systems)[system.name]
@@ -178,7 +178,7 @@ def _command() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.dry_run:
         system = select_system(load(arguments.recipe, arguments.set, arguments.hardware).recipe, arguments.system)
-        print(f"would ask {system.title} the test rows, and keep its answers")
+        print(f"would send the test rows to {system.title}, and keep its answers")
         return cli.OK
     return main(arguments.recipe, arguments.set, arguments.hardware, arguments.runs, arguments.system)
 

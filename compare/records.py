@@ -54,7 +54,7 @@ class SkippedSystem:
 
     name: str
     title: str
-    why: str
+    reason: str
     incomplete: bool = False
     """Whether it was tried and failed. The next comparison tries it again."""
 
@@ -87,7 +87,7 @@ class SystemAnswer:
     """The confidence that the system reports itself."""
     probabilities: Mapping[str, float] | None = None
     """The probability of every label, if the system reports them."""
-    not_asked: bool = False
+    not_queried: bool = False
     """Whether the model never got the row: not sent, or the request itself was rejected. Such a row is not a wrong
     answer. It makes the system INCOMPLETE."""
 

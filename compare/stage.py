@@ -27,7 +27,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
-from insource.tracking.scores.comparison import Scores, conclude, read_scores
+from insource.tracking.scores.comparison import Scores, build_scores, read_scores
 
 # Increase it if the same answers would give another scores.json.
 VERSION = 4
@@ -82,7 +82,7 @@ def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> Non
     primary = recipe.compare.primary
     for skipped in failed:
         if primary and skipped.name in (primary.system, primary.baseline):
-            raise StageError(f"compare.primary: {skipped.title} {skipped.why}", code="INS-C002")
+            raise StageError(f"compare.primary: {skipped.title} {skipped.reason}", code="INS-C002")
 
 
 def header_lines(
@@ -90,7 +90,7 @@ def header_lines(
 ) -> list[str]:
     """Return the first lines printed: the systems, and those that are not run with their reasons."""
     lines = [f"compare   {loaded.name}, run {trained_run.id}: {', '.join(system.name for system in systems)}"]
-    return lines + [f"not run   {skipped_system.title}: {skipped_system.why}" for skipped_system in skipped]
+    return lines + [f"not run   {skipped_system.title}: {skipped_system.reason}" for skipped_system in skipped]
 
 
 def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) -> dict[str, str]:
@@ -124,7 +124,7 @@ def run_comparison(
     for system in systems:
         for parameter in system.omitted_parameters:
             run.record_fallback(
-                trained_run, "compare", f"{system.title}: asked without {parameter}, which its provider refuses"
+                trained_run, "compare", f"{system.title}: queried without {parameter}, which its provider refuses"
             )
     sha256 = eval_dataset.hash_test_set(trained_run)
     access = preregistration.register_and_open(trained_run, recipe.compare.primary, sha256)
@@ -150,11 +150,11 @@ def run_comparison(
         scored_systems[0],
         routing_evaluation.select_fallback(recipe, scored_systems),
         tuned_scale,
-        measurements.cost.owned,
+        measurements.cost.self_hosted,
     )
     profile = answer_profile.build_profile(scored_systems[0].responses, dataset, tuned_scale)
     routing = policy.summarize().model_copy(update={"test": test_result, "calibration": profile.summarize()})
-    scores = conclude(measurements, routing, verdict.decide(VerdictInputs(recipe, measurements, policy)))
+    scores = build_scores(measurements, routing, verdict.decide(VerdictInputs(recipe, measurements, policy)))
     write.write_comparison(trained_run, dataset, scored_systems, scores, recipe)
     return scores
 

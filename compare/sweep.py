@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="compare",
         action="store_false",
         default=compare_default,
-        help="train and rank alone; the test set stays shut (COMPARE=0)",
+        help="only train and rank; do not read the test set (COMPARE=0)",
     )
     return parser
 
@@ -289,7 +289,7 @@ def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: M
     lines += [f"not trained  {name}: {reason}" for name, reason in failed.items()]
     close = [entry["variant"] for entry in board[1:] if entry["to_the_best"] and entry["to_the_best"]["high"] >= 0]
     if close:
-        lines.append(f"not told apart from the best by {board[0]['interval']['n']:,} rows: {', '.join(close)}")
+        lines.append(f"not distinguishable from the best by {board[0]['interval']['n']:,} rows: {', '.join(close)}")
     if (untuned := board[0]["untuned"].get(metric)) is not None and board[0]["figures"][metric] <= untuned:
         lines.append(f"the best variant is not above its own base before training ({format_percent(untuned)})")
     lines.append(

@@ -2,9 +2,9 @@
 
     python -m compare.together classifier --rows 20
 
-    alone     <baseline>: 20 requests, ... tokens read; asked again, a probability moves by at most ...
+    alone     <baseline>: 20 requests, ... tokens read; queried again, a probability moves by at most ...
     together  1 request, ... tokens read; 20 of 20 choices the same; a probability moves by at most ...
-    yes       rows that share a request are answered as rows that are asked alone        (or no, with exit code 3)
+    yes       rows that share a request get the answers of single requests        (or no, with exit code 3)
 
 The API format has one input for all questions of a request (openai 3.54, types/decision_create_params.py). Rows that
 share a request are therefore put into the instructions of their questions, after the task's instruction. Each question
@@ -53,7 +53,7 @@ class SharingMeasurement:
     """Results for the same rows: one per request, the same a second time, and all in one request."""
 
     rows: int
-    alone_tokens: int
+    individual_tokens: int
     together_tokens: int
     repeated: AnswerDifference
     """Between the two runs with one row per request: the variation without sharing."""
@@ -71,13 +71,13 @@ class SharingMeasurement:
 
     def lines(self, name: str) -> list[str]:
         """Return the console lines."""
-        repeat_text = f"asked again, a probability moves by at most {self.repeated.max_difference:.3f}"
+        repeat_text = f"queried again, a probability moves by at most {self.repeated.max_difference:.3f}"
         same_text = f"{self.together.same_choices:,} of {self.rows:,} choices the same"
-        conclusion = "yes       rows that share a request are answered as rows that are asked alone"
+        conclusion = "yes       rows that share a request get the answers of single requests"
         if not self.may_share:
-            conclusion = "no        rows that share a request are answered otherwise than rows that are asked alone"
+            conclusion = "no        rows that share a request get other answers than single requests"
         return [
-            f"alone     {name}: {self.rows:,} requests, {self.alone_tokens:,} tokens read; {repeat_text}",
+            f"single    {name}: {self.rows:,} requests, {self.individual_tokens:,} tokens read; {repeat_text}",
             f"together  1 request, {self.together_tokens:,} tokens read; {same_text}; a probability moves by at most "
             f"{self.together.max_difference:.3f}",
             conclusion,
@@ -93,7 +93,7 @@ def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMea
     shared, usage = asyncio.run(_request_together(backend, requests))
     return SharingMeasurement(
         rows=len(requests),
-        alone_tokens=sum(completion.usage.input_tokens or 0 for completion in individual),
+        individual_tokens=sum(completion.usage.input_tokens or 0 for completion in individual),
         together_tokens=usage.input_tokens or 0,
         repeated=compare_answers(individual, repeat),
         together=compare_answers(individual, shared),
@@ -160,7 +160,7 @@ def main(arguments: argparse.Namespace) -> int:
     ]
     if skipped := catalog.skipped_systems(systems, context.recipe):
         raise RecipeError(
-            "\n".join(f"{system.title} cannot be evaluated: {system.why}" for system in skipped), code="INS-A001"
+            "\n".join(f"{system.title} cannot be evaluated: {system.reason}" for system in skipped), code="INS-A001"
         )
     if not systems:
         raise RecipeError(f"compare.baselines: {loaded.name} has no baseline with api: decisions", code="INS-C010")

@@ -186,12 +186,12 @@ def _find_label_problem(
     reason_note = f" ({_format_reasons(drop_reasons)})" if drop_reasons else ""
     if n_read == 0:
         return (
-            f"  {display_label(label)} does not occur: a label needs rows to learn from and rows to be judged by",
+            f"  {display_label(label)} does not occur: a label needs rows for training and rows for evaluation",
             drop_reasons,
         )
     if n_read == 1:
         return (
-            f"  {display_label(label)} occurs once: a label needs rows to learn from and rows to be judged by",
+            f"  {display_label(label)} occurs once: a label needs rows for training and rows for evaluation",
             drop_reasons,
         )
     if sum(written_counts.values()) < 2:
@@ -218,7 +218,7 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
         if reason == "too_long_to_serve":
             key, value = prepared.context_limit.key, prepared.context_limit.tokens
         elif reason == "too_long_for_base":
-            lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
+            lines.append(f"{count} rows left as {reason}: they are more than model.base can process")
             continue
         elif reason in RECIPE_KEY_BY_REASON:
             key, value = RECIPE_KEY_BY_REASON[reason], _recipe_value(prepared.recipe, RECIPE_KEY_BY_REASON[reason])

@@ -152,7 +152,7 @@ def prepare_rows(
             not_learnable=[*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
             straddling=selected.straddling,
             slices=statistics.describe_slices(prepared, slices),
-            suspects=issues.summarize(),
+            label_issues=issues.summarize(),
             sha256={path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()},
         )
         html.write(temp_folder / "data.html", report, prepared, issues.issues)

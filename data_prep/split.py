@@ -110,6 +110,6 @@ def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSet
         counts = label_sets.count_rows_per_label(sets, targets[mask])
         offsets = [abs(counts[label] / rows - fraction) for label, rows in totals.items()]
         deviations[name] = SplitFractions(
-            asked=fraction, share=float(mask.mean()), worst_label_deviation=max(offsets, default=0.0)
+            requested=fraction, actual=float(mask.mean()), worst_label_deviation=max(offsets, default=0.0)
         )
     return deviations

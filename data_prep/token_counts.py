@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BOUNDARY_TOKENS = 8
 # Private-use characters, which mark the place of the input in the rendered template.
 INPUT_MARKER = "\ue000input\ue001"
-BASE_LIMIT_NAME = "what model.base can look at"
+BASE_LIMIT_NAME = "what model.base can process"
 
 
 @dataclass(frozen=True)

@@ -91,16 +91,16 @@ def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -
     prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     reference = f"{table.texts.value('id', reason_row)} in {SPLITS[splits[reason_row]]}" if reason_row >= 0 else ""
     detail = {
-        "conflict": f"says the same as {reference}, with another answer",
-        "duplicate": f"says the same as {reference}, with the same answer",
+        "conflict": f"duplicate of {reference}, with another answer",
+        "duplicate": f"duplicate of {reference}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
-        "too_long_for_base": f"{table.columns['tokens'][row]} tokens, more than model.base can look at",
+        "too_long_for_base": f"{table.columns['tokens'][row]} tokens, more than model.base can process",
         "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {reference}, the oldest test row with a time",
-    }.get(reason, f"says the same as {reference}")
+    }.get(reason, f"{'near-duplicate' if reason.startswith('near_') else 'duplicate'} of {reference}")
     if reason.startswith("group_in_"):
-        detail = f"of one group with {reference}"
+        detail = f"in the same group as {reference}"
     if reason.startswith("near_"):
         detail = f"{drops.similarity[row]:.2f} like {reference}"
     file, row_id = (table.texts.value(column, row) for column in ("file", "id"))

@@ -104,7 +104,7 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
     lines = [*format_routes(traffic), *format_other_feedback(feedback_lines)]
     for line in [*lines, *format_mirror(feedback_lines, mirrored, since)]:
         print(line)
-    return print_verdict(policy, findings, deployed_routing.why_none)
+    return print_verdict(policy, findings, deployed_routing.no_threshold_reason)
 
 
 def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
@@ -130,13 +130,13 @@ def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list
             f"before, {fraction:.1%} now"
         )
         findings.append(Finding("labels", message, test.p_value))
-    return findings or [Finding("traffic", "no answer tells a confidence, and the task has no labels", None)]
+    return findings or [Finding("traffic", "no answer has a confidence, and the task has no labels", None)]
 
 
 def compare_feedback(policy: RoutingPolicy, feedback_lines: Lines, mirrored: Mapping[str, Line]) -> Finding:
     """Return the finding on right answers, for answers that the threshold kept or would keep of the mirrored ones."""
     if policy.threshold is None:
-        return Finding("feedback", f"there is no threshold: {policy.why_none}", None)
+        return Finding("feedback", f"there is no threshold: {policy.no_threshold_reason}", None)
     correct = [bool(line["right"]) for line in feedback_lines if line["kept"]]
     for line, mirrored_line in _join_mirrored(feedback_lines, mirrored):
         if mirrored_line["confidence"] is not None and mirrored_line["confidence"] >= policy.threshold:
@@ -199,8 +199,8 @@ def format_routes(traffic: TrafficProfile) -> list[str]:
     return [f"routes    {shares}"] if total else []
 
 
-def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
-    """Print each finding and the verdict. Return the exit code. `why_none` is why there is no threshold."""
+def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], no_threshold_reason: str | None) -> int:
+    """Print each finding and the verdict. Return the exit code. `no_threshold_reason` is why there is no threshold."""
     tested = [finding for finding in findings if finding.p_value is not None]
     p_values = paired.holm([finding.p_value or 0.0 for finding in tested])
     adjusted = {finding.name: p_value for finding, p_value in zip(tested, p_values, strict=True)}
@@ -213,7 +213,7 @@ def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], why
         print(f"{word:9} {finding.name}: {finding.message}{p_value}")
     if policy is None or not guaranteed:
         note = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
-        print(f"verdict   there is no guarantee to lose: {why_none}{note}")
+        print(f"verdict   there is no guarantee to lose: {no_threshold_reason}{note}")
     elif lost:
         print(
             f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "

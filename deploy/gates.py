@@ -15,9 +15,7 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
         return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, failures = run.stage("parity"), []
     if parity.state is None:
-        failures.append(
-            f"parity was not measured, so nothing tells whether vLLM answers what was trained; {rerun_hint}"
-        )
+        failures.append(f"parity was not measured, so it is unknown whether vLLM answers as trained; {rerun_hint}")
     elif not run.used_current_adapter("parity"):
         failures.append(f"parity was measured on another adapter than this one; {rerun_hint}")
     elif failure := _adapter_failure(parity):

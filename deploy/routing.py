@@ -37,7 +37,7 @@ class Routing:
     """Scale of its confidence; None: the confidence is the probability of the answer."""
     threshold: float | None = None
     """None: no confidence is known above which it is right often enough."""
-    why_none: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
+    no_threshold_reason: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
     target: tuple[float | None, str | None, float | None, float] | None = None
     """Target that the threshold meets: target_accuracy, not_worse_than, margin and confidence of `route` in the
     comparison."""
@@ -68,10 +68,10 @@ def record_routing(registry_dir: Path, run: Run) -> dict[str, object]:
     policy = routing_policy.read_policy(source)
     target = registry_dir / FOLDER / f"{atomic_files.sha256(source)[:16]}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    temp_path = target.with_suffix(".aside")
+    temp_path = target.with_suffix(".tmp")
     shutil.copyfile(source, temp_path)
     temp_path.replace(target)
-    return {"file": target.name, "scale": policy.score or record["scale"], "why_none": policy.why_none}
+    return {"file": target.name, "scale": policy.score or record["scale"], "why_none": policy.no_threshold_reason}
 
 
 def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
@@ -89,7 +89,7 @@ def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], versi
         raise StageError(f"{path} was changed after the deployment; deploy the run again", code="INS-G003")
     policy = routing_policy.read_policy(path)
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    return Routing(scale, policy.threshold, policy.why_none, target, name, _read_profile(path))
+    return Routing(scale, policy.threshold, policy.no_threshold_reason, target, name, _read_profile(path))
 
 
 def _read_profile(path: Path) -> AnswerProfile | None:

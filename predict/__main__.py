@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-url", default=_env_value("BASE_URL"), help="of a gateway, or of a server that runs")
     for name, help_text in (
         ("probabilities", "write the probability of every label"),
-        ("fresh", "ask again what was answered"),
+        ("fresh", "request all answers again"),
         ("force", "replace an output file of another origin"),
     ):
         parser.add_argument(f"--{name}", action="store_true", default=_env_flag(name.upper()), help=help_text)

@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.run.id}")
     if arguments.dry_run:
         job.requested_labels(job.task("adapter"))
-        print(f"would ask {job.engine} {job.survey.rows:,} rows, and write {job.output}")
+        print(f"would send {job.survey.rows:,} rows to {job.engine}, and write {job.output}")
         return cli.OK
     run_job(job)
     print(job.output)

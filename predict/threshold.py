@@ -32,7 +32,7 @@ def load_run_routing(run: Run, dataset: EvalDataset, variant: str, recipe: Recip
         return Routing(None, None, str(error))
     scale = scale_from_json(policy.score) if policy.score else None
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    routing = Routing(scale, policy.threshold, policy.why_none, target)
+    routing = Routing(scale, policy.threshold, policy.no_threshold_reason, target)
     if routing.threshold is not None and not routing.matches_target(recipe.route):
         return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
     return routing

@@ -59,7 +59,7 @@ def main() -> None:
             sys.exit(f"error: {missing}")
         if problem := hardware.driver_problem():
             log(f"warning   {problem}")
-    with locked(folder) as lock_fd:
+    with lock_environment(folder) as lock_fd:
         # Another set-up may have installed it during the wait.
         if read_stamp(folder) == expected:
             set_link(folder)
@@ -93,7 +93,7 @@ def is_managed(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[int]:
+def lock_environment(path: Path) -> Iterator[int]:
     """Wait until no other set-up uses an environment, and yield the lock's file descriptor."""
     with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as file:
         try:
@@ -112,12 +112,12 @@ def create_environment(folder: Path, install_command: str) -> None:
     An earlier insource installed into `.venv` itself. That folder is renamed to `folder` if it has the same family.
     `install_command` is the command that installs what a Python may lack.
     """
-    with locked(VENV_LINK):
+    with lock_environment(VENV_LINK):
         installed_locks = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
         if f"{folder.name.removeprefix('.venv-')}.txt" in installed_locks and not os.path.lexists(folder):
             VENV_LINK.rename(folder)
     if os.path.lexists(folder) and not is_managed(folder):
-        move_aside(folder)
+        rename_unmanaged(folder)
     if read_stamp(folder) != UNFINISHED_ENVIRONMENT and is_usable(folder / "bin" / "python"):
         write_stamp(folder, UNFINISHED_PACKAGES)
         return
@@ -160,7 +160,7 @@ def remove_environment(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def move_aside(path: Path) -> None:
+def rename_unmanaged(path: Path) -> None:
     """Rename a path that insource did not create to `<name>.before`, or to the next free name."""
     number, new_path = 1, path.with_name(f"{path.name}.before")
     while os.path.lexists(new_path):
@@ -176,9 +176,9 @@ def move_aside(path: Path) -> None:
 def set_link(folder: Path) -> None:
     """Link `.venv` to an environment beside it, whatever has that name now."""
     temp_link = VENV_LINK.with_name(f".venv.{os.getpid()}")
-    with locked(VENV_LINK):
+    with lock_environment(VENV_LINK):
         if os.path.lexists(VENV_LINK) and not is_managed(VENV_LINK):
-            move_aside(VENV_LINK)
+            rename_unmanaged(VENV_LINK)
         elif VENV_LINK.is_dir() and not VENV_LINK.is_symlink():
             log("setup     removing .venv, which an earlier insource made for another lock")
             remove_environment(VENV_LINK)
@@ -190,7 +190,7 @@ def set_link(folder: Path) -> None:
 
 
 def install_locks(folder: Path, family: str, locks: list[str], lock_fd: int) -> None:
-    """Install the locks of a family into an environment. `lock_fd` is the descriptor that `locked` yields."""
+    """Install the locks of a family into an environment. `lock_fd` is the descriptor that `lock_environment` yields."""
     python, builds = folder / "bin" / "python", []
     if family == "cpu" and (build := find_torch_cpu_build(python)):
         builds.append(build)

@@ -80,7 +80,7 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
             )
         if api_key is None:
             variable = launch_plan.API_KEY_VARIABLE
-            message = f"every user of this machine may ask; with {variable} in the environment, who has it"
+            message = f"every user of this machine may send requests; with {variable} in the environment, who has it"
             print(f"no key    {message}", file=sys.stderr, flush=True)
         print(*ready_lines(served, address, seconds, api_key is not None), sep="\n", flush=True)
         restart_loop(vllm, served, api_key)
@@ -215,4 +215,4 @@ def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: floa
         if previous & dead:
             return f"died, a process that it started has ended, {vllm.failure_message()}"
         if (silent_seconds := heartbeat.silent_seconds()) >= hang_seconds:
-            return f"hangs: it was asked and has computed nothing for {silent_seconds:.0f} s (serve.hang_seconds)"
+            return f"hangs: it has requests and has computed nothing for {silent_seconds:.0f} s (serve.hang_seconds)"

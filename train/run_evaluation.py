@@ -49,7 +49,7 @@ class Evaluation:
         self, model: "PreTrainedModel", tuned_outputs: Sequence[Any]
     ) -> tuple[GenerationEvaluator, Sequence[DecodedAnswer]]:
         """Return the evaluator of the reference rows, and the answers of the trained weights to them."""
-        reference_evaluator = self.generation.first(reference_answers.REFERENCE_ROWS)
+        reference_evaluator = self.generation.head(reference_answers.REFERENCE_ROWS)
         if self.deciding is self.generation:
             return reference_evaluator, tuned_outputs[: len(reference_evaluator.rows)]
         return reference_evaluator, reference_evaluator.predict(model, "probes")

@@ -29,7 +29,9 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
     """Return the figures of all modes, and the targets that were missed."""
     with run_gateway(folder) as gateway:
         rounds = asyncio.run(run_rounds(gateway, scale))
-    outcomes = sum((one.outcomes for mode_rounds in rounds.values() for one in mode_rounds), Counter[str]())
+    outcomes = sum(
+        (round_result.outcomes for mode_rounds in rounds.values() for round_result in mode_rounds), Counter[str]()
+    )
     modes = {mode: summarize(rounds[mode], rounds[DIRECT]) for mode in (DIRECT, *MODES)}
     missed = [f"{count:,} requests ended with {name}" for name, count in outcomes.items() if name != OK_STATUS]
     for mode, figures in modes.items():
@@ -85,18 +87,34 @@ def summarize(rounds: Sequence[Round], direct: Sequence[Round]) -> dict[str, Any
     """Return the medians over the rounds of a mode, beside the direct rounds of the same turns."""
     pairs = list(zip(rounds, direct, strict=True))
     return {
-        "requests_per_second": round(median(one.requests_per_second for one in rounds), 1),
-        "p50_milliseconds": round(median(one.percentile_milliseconds(0.5) for one in rounds), 1),
-        "p99_milliseconds": round(median(one.percentile_milliseconds(0.99) for one in rounds), 1),
-        "ratio": round(median(one.requests_per_second / other.requests_per_second for one, other in pairs), 3),
+        "requests_per_second": round(median(round_result.requests_per_second for round_result in rounds), 1),
+        "p50_milliseconds": round(median(round_result.percentile_milliseconds(0.5) for round_result in rounds), 1),
+        "p99_milliseconds": round(median(round_result.percentile_milliseconds(0.99) for round_result in rounds), 1),
+        "ratio": round(
+            median(
+                round_result.requests_per_second / direct_result.requests_per_second
+                for round_result, direct_result in pairs
+            ),
+            3,
+        ),
         "added_p50_milliseconds": round(
-            median(one.percentile_milliseconds(0.5) - other.percentile_milliseconds(0.5) for one, other in pairs), 2
+            median(
+                round_result.percentile_milliseconds(0.5) - direct_result.percentile_milliseconds(0.5)
+                for round_result, direct_result in pairs
+            ),
+            2,
         ),
         "added_p99_milliseconds": round(
-            median(one.percentile_milliseconds(0.99) - other.percentile_milliseconds(0.99) for one, other in pairs), 2
+            median(
+                round_result.percentile_milliseconds(0.99) - direct_result.percentile_milliseconds(0.99)
+                for round_result, direct_result in pairs
+            ),
+            2,
         ),
-        "rounds_requests_per_second": [round(one.requests_per_second, 1) for one in rounds],
-        "gateway_cpu_milliseconds": round(median(one.cpu_milliseconds_per_request for one in rounds), 3),
+        "rounds_requests_per_second": [round(round_result.requests_per_second, 1) for round_result in rounds],
+        "gateway_cpu_milliseconds": round(
+            median(round_result.cpu_milliseconds_per_request for round_result in rounds), 3
+        ),
     }
 
 

@@ -109,7 +109,9 @@ async def run_cases(
             rounds[DIRECT].append(await run_round(engine, direct_request, ROUND_SECONDS * scale))
             rounds[name].append(await run_round(server, request, ROUND_SECONDS * scale, pid=gateway.process.pid))
         failed += sum(
-            one.outcomes.total() - one.outcomes[OK_STATUS] for mode_rounds in rounds.values() for one in mode_rounds
+            round_result.outcomes.total() - round_result.outcomes[OK_STATUS]
+            for mode_rounds in rounds.values()
+            for round_result in mode_rounds
         )
         figures[f"{DIRECT} of {name}"] = summarize(rounds[DIRECT], rounds[DIRECT])
         figures[name] = summarize(rounds[name], rounds[DIRECT])
@@ -139,8 +141,8 @@ def measure_memory(folder: Path, scale: float) -> dict[str, Any]:
         request = make_request(f"/v1/tasks/{NAME}", input="where is my money")
         n_requests, samples, answered = int(N_REQUESTS * scale), [], 0
         for _ in range(20):
-            one = asyncio.run(run_round(server, request, float("inf"), max_requests=n_requests // 20))
-            answered += one.outcomes[OK_STATUS]
+            round_result = asyncio.run(run_round(server, request, float("inf"), max_requests=n_requests // 20))
+            answered += round_result.outcomes[OK_STATUS]
             samples.append(read_memory_mib(pid))
         # Until a fifth of the requests caches and pools still fill.
         growth = samples[-1] - samples[len(samples) // 5]
@@ -167,8 +169,8 @@ def measure_readers(gateway: GatewayProcess, server: Server, request: LoadReques
         thread.start()
     deadline, outcomes = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
-        one = asyncio.run(run_round(server, request, SAMPLE_SECONDS))
-        outcomes = one.outcomes + outcomes if outcomes else one.outcomes
+        round_result = asyncio.run(run_round(server, request, SAMPLE_SECONDS))
+        outcomes = round_result.outcomes + outcomes if outcomes else round_result.outcomes
         samples.append(read_memory_mib(pid))
     stopped.set()
     for thread in threads:

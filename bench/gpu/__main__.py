@@ -86,8 +86,8 @@ def select_parts(only: list[str] | None) -> tuple[Part, ...]:
     for name in only or ():
         if not any(part.name.startswith(name) for part in PARTS):
             raise RecipeError(f"--only {name}: there is no such part; there are {names}", code="INS-R011")
-    wanted = ("environment", *only) if only else ("",)
-    return tuple(part for part in PARTS if part.name.startswith(wanted))
+    prefixes = ("environment", *only) if only else ("",)
+    return tuple(part for part in PARTS if part.name.startswith(prefixes))
 
 
 def find_gpu() -> bool:

@@ -87,11 +87,11 @@ def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_ro
                 input=row["input"]["text"],
                 target=dataset.task.answer_text(dataset.spec, row["target"]),
                 answers={scored.name: _display_answer(scored, index) for scored, index in ((a, index_a), (b, index_b))},
-                right={scored.name: bool(scored.correct[index]) for scored, index in ((a, index_a), (b, index_b))},
+                correct={scored.name: bool(scored.correct[index]) for scored, index in ((a, index_a), (b, index_b))},
                 confidence=a.confidences[index_a],
             )
         )
-    entries.sort(key=lambda entry: (sum(entry.right.values()) != 1, entry.right[a.name]))
+    entries.sort(key=lambda entry: (sum(entry.correct.values()) != 1, entry.correct[a.name]))
     return entries[:max_rows]
 
 

@@ -76,10 +76,10 @@ class SystemScores:
 
 def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> SystemScores:
     """Return a system's answers to the test rows, scored."""
-    asked_ids = {answer.id for answer in responses.test_answers}
-    rows = [row for row in dataset.test if row["id"] in asked_ids]
+    queried_ids = {answer.id for answer in responses.test_answers}
+    rows = [row for row in dataset.test if row["id"] in queried_ids]
     scored = predictions.score_answers(dataset, rows, responses.test_answers)
-    counted_positions = [index for index, answer in enumerate(responses.test_answers) if not answer.not_asked]
+    counted_positions = [index for index, answer in enumerate(responses.test_answers) if not answer.not_queried]
     parsed = [scored.parsed[index] for index in counted_positions]
     targets = references.select_targets(
         dataset.task, dataset.spec, [rows[index] for index in counted_positions], parsed
@@ -139,7 +139,7 @@ def summarize_system(
         price=Price.model_validate(responses.price.to_json()) if responses.price else None,
         cost_usd=responses.spent_usd,
         cost_usd_per_1k=cost.usd_per_1k,
-        cost_usd_per_1k_right=cost.usd_per_1k_right,
+        cost_usd_per_1k_correct=cost.usd_per_1k_correct,
         cost_usd_per_1k_batch=cost.usd_per_1k_batch,
         repeats=_repeats(scored, dataset),
         shutdown_date=responses.shutdown_date,
@@ -195,7 +195,7 @@ def _validity(scored: SystemScores) -> Validity:
     flags = [predictions.validity_flags(parsed.problem) for parsed in scored.parsed]
     parse, schema, label = (fraction_true(stage[index] for stage in flags) for index in range(3))
     correct_fraction = fraction_true(scored.correct[index] for index in scored.counted_positions)
-    return Validity(parse=parse, in_schema=schema, label=label, right=correct_fraction)
+    return Validity(parse=parse, in_schema=schema, label=label, correct=correct_fraction)
 
 
 def _latency(responses: SystemResponses) -> Latency | None:
@@ -220,8 +220,8 @@ def _latency(responses: SystemResponses) -> Latency | None:
 
 def _tokens(responses: SystemResponses) -> TokenCounts:
     def total(counts: Iterable[int | None]) -> int | None:
-        known = [count for count in counts if count is not None]
-        return sum(known) if known else None
+        reported_counts = [count for count in counts if count is not None]
+        return sum(reported_counts) if reported_counts else None
 
     answers = responses.test_answers
     return TokenCounts(
@@ -276,7 +276,7 @@ class SystemCost:
     """
 
     usd_per_1k: float | None
-    usd_per_1k_right: float | None
+    usd_per_1k_correct: float | None
     usd_per_1k_batch: float | None
 
 
@@ -294,13 +294,13 @@ def summarize_cost(scored: SystemScores) -> SystemCost:
 
 def _repeats(scored: SystemScores, dataset: EvalDataset) -> Repeats | None:
     """Return the fraction of repeated requests with the same answer."""
-    repeats = [answer for answer in scored.responses.repeat_answers if not answer.not_asked]
+    repeats = [answer for answer in scored.responses.repeat_answers if not answer.not_queried]
     if not repeats:
         return None
     first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.predictions.parsed, strict=True)}
     pairs = [(first_answers[answer.id], predictions.parse_answer(dataset, answer)) for answer in repeats]
-    same = fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)
-    return Repeats(rows=len(pairs), same=same)
+    agreement = fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)
+    return Repeats(rows=len(pairs), agreement=agreement)
 
 
 def _role(name: str, primary: Primary | None) -> str:

@@ -107,7 +107,7 @@ def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:
         return BreakEven(*points)
     replaced = step_cost.capacity * usd_per_request
     reason = (
-        f"a full machine costs ${step_cost.machine_usd:,.2f} a month, and the {step_cost.capacity:,} closed calls "
+        f"a full machine costs ${step_cost.machine_usd:,.2f} a month, and the {step_cost.capacity:,} API calls "
         f"that it replaces cost ${replaced:,.2f}"
     )
     if replaced > step_cost.machine_usd:

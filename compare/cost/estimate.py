@@ -22,7 +22,7 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
     rows, calibration_rows = written["test"], written.get("calibration", 0)
     context = first_request.validation_context(run, run.recipe_name, recipe)
     dataset = context.dataset
-    lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]
+    lines = [f"would send {rows:,} test rows to {', '.join(system.name for system in systems)}"]
     for system in systems:
         if system.baseline is None or system.kind != "closed":
             continue

@@ -73,46 +73,45 @@ class ApiCost:
     missing_reason: str | None = None
 
 
-def missing_reason(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> str | None:
+def missing_reason(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> str | None:
     """Return why the cost of self-hosting is unknown, None if it is known."""
-    if owned.requests_per_second is None:
+    if self_hosted.requests_per_second is None:
         return (
-            owned.missing_reason or "the throughput of this base was not measured on the hardware that would serve it"
+            self_hosted.missing_reason
+            or "the throughput of this base was not measured on the hardware that would serve it"
         )
-    if machine_usd_per_hour(assumptions, owned) is None:
+    if machine_usd_per_hour(assumptions, self_hosted) is None:
         return (
-            f"throughput was measured on a CPU ({owned.hardware}), and the recipe does not say what such a machine "
-            "costs (cost.cpu_usd_per_hour)"
+            f"throughput was measured on a CPU ({self_hosted.hardware}), and the recipe does not say what such a "
+            "machine costs (cost.cpu_usd_per_hour)"
         )
-    if _capacity(assumptions, owned) < 1:
-        return f"{owned.requests_per_second:g} requests a second are less than one a month at this utilization"
+    if _capacity(assumptions, self_hosted) < 1:
+        return f"{self_hosted.requests_per_second:g} requests a second are less than one a month at this utilization"
     return None
 
 
-def machine_usd_per_hour(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> float | None:
+def machine_usd_per_hour(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> float | None:
     """Return the hourly cost of one machine with all its GPUs; None for a CPU machine without a price."""
-    return assumptions.gpu_usd_per_hour * owned.gpus if owned.on_gpu else assumptions.cpu_usd_per_hour
+    return assumptions.gpu_usd_per_hour * self_hosted.gpus if self_hosted.on_gpu else assumptions.cpu_usd_per_hour
 
 
-def build_step_cost(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> StepCost | None:
+def build_step_cost(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> StepCost | None:
     """Return the monthly cost of self-hosting; None if it is unknown (`missing_reason`)."""
-    hourly = machine_usd_per_hour(assumptions, owned)
-    if hourly is None or missing_reason(assumptions, owned) is not None:
+    hourly = machine_usd_per_hour(assumptions, self_hosted)
+    if hourly is None or missing_reason(assumptions, self_hosted) is not None:
         return None
-    training_usd = _training_hours(assumptions, owned) * hourly
+    training_usd = _training_hours(assumptions, self_hosted) * hourly
     engineer_usd = assumptions.engineer_usd_per_month * assumptions.engineer_share
-    return StepCost(hourly * HOURS_PER_MONTH, _capacity(assumptions, owned), engineer_usd + training_usd)
+    return StepCost(hourly * HOURS_PER_MONTH, _capacity(assumptions, self_hosted), engineer_usd + training_usd)
 
 
 def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage]) -> ApiCost:
     """Return the mean cost of the requests whose tokens the provider counted."""
     if price is None:
-        return ApiCost(
-            name, None, missing_reason="nobody here knows its price; give it in the recipe (baselines: price)"
-        )
+        return ApiCost(name, None, missing_reason="its price is unknown; give it in the recipe (baselines: price)")
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
     if not counted:
-        return ApiCost(name, None, missing_reason="no answer tells how many tokens it took")
+        return ApiCost(name, None, missing_reason="no answer has a token count")
     batch_usd = cached_usd = None
     if price.batch_input_usd_per_million is not None:
         batch_usd = sum(price.usd(usage, batch=True) for usage in counted) / len(counted)
@@ -125,7 +124,7 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
     """Return the mean of the costs that answers report (cost_usd in a file of answers)."""
     if not usd:
-        return ApiCost(name, None, missing_reason="no answer tells its cost_usd, and the recipe gives no price (price)")
+        return ApiCost(name, None, missing_reason="no answer has a cost_usd, and the recipe gives no price (price)")
     return ApiCost(name, sum(usd) / len(usd))
 
 
@@ -134,14 +133,14 @@ class CostComparison:
     """The cost of self-hosting compared with those of all paid systems."""
 
     assumptions: serving_and_cost.Cost
-    owned: SelfHostedMeasurement
+    self_hosted: SelfHostedMeasurement
     api_costs: Sequence[ApiCost]
 
     def break_even(self, api_cost: ApiCost) -> BreakEven:
         """Return the break-even with a paid system. It is withheld if one of the two costs is unknown."""
-        step_cost = build_step_cost(self.assumptions, self.owned)
+        step_cost = build_step_cost(self.assumptions, self.self_hosted)
         if step_cost is None:
-            return BreakEven(reason=f"withheld: {missing_reason(self.assumptions, self.owned)}")
+            return BreakEven(reason=f"withheld: {missing_reason(self.assumptions, self.self_hosted)}")
         if api_cost.usd_per_request is None:
             return BreakEven(reason=f"withheld: {api_cost.missing_reason or 'what a request costs is not known'}")
         return break_even(step_cost, api_cost.usd_per_request)
@@ -149,8 +148,8 @@ class CostComparison:
     def summarize(self) -> CostResult:
         """Return the record of scores.json."""
         return CostResult(
-            owned=summarize_self_hosting(self.assumptions, self.owned),
-            inputs=slider_inputs(self.assumptions, self.owned),
+            self_hosted=summarize_self_hosting(self.assumptions, self.self_hosted),
+            inputs=slider_inputs(self.assumptions, self.self_hosted),
             systems={api_cost.name: self._summarize_system(api_cost) for api_cost in self.api_costs},
         )
 
@@ -159,27 +158,27 @@ class CostComparison:
             usd_per_request=api_cost.usd_per_request,
             usd_per_request_batch=api_cost.usd_per_request_batch,
             usd_per_request_cached=api_cost.usd_per_request_cached,
-            monthly=monthly_table(self.assumptions, self.owned, api_cost),
-            break_even=self.break_even(api_cost).with_tokens(self.owned.tokens_per_request),
-            sensitivity=sensitivity_table(self.assumptions, self.owned, api_cost),
+            monthly=monthly_table(self.assumptions, self.self_hosted, api_cost),
+            break_even=self.break_even(api_cost).with_tokens(self.self_hosted.tokens_per_request),
+            sensitivity=sensitivity_table(self.assumptions, self.self_hosted, api_cost),
         )
 
 
 def monthly_table(
-    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost
+    assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement, api_cost: ApiCost
 ) -> list[MonthlyCost]:
     """Return the costs at several monthly volumes, including the recipe's volume, sorted by volume."""
-    step_cost, tokens_each = build_step_cost(assumptions, owned), owned.tokens_per_request
+    step_cost, tokens_each = build_step_cost(assumptions, self_hosted), self_hosted.tokens_per_request
 
     def row(requests: int, tokens: int, is_recipe_volume: bool) -> MonthlyCost:
         return MonthlyCost(
             tokens=tokens,
             requests=requests,
             of_recipe=is_recipe_volume,
-            closed_usd=_total_usd(requests, api_cost.usd_per_request),
-            closed_batch_usd=_total_usd(requests, api_cost.usd_per_request_batch),
-            closed_cached_usd=_total_usd(requests, api_cost.usd_per_request_cached),
-            owned_usd=step_cost.usd(requests) if step_cost else None,
+            api_usd=_total_usd(requests, api_cost.usd_per_request),
+            api_batch_usd=_total_usd(requests, api_cost.usd_per_request_batch),
+            api_cached_usd=_total_usd(requests, api_cost.usd_per_request_cached),
+            self_hosted_usd=step_cost.usd(requests) if step_cost else None,
             machines=step_cost.machines(requests) if step_cost else None,
         )
 
@@ -189,12 +188,12 @@ def monthly_table(
 
 
 def sensitivity_table(
-    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost
+    assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement, api_cost: ApiCost
 ) -> list[ChangedAssumption]:
     """Return the break-even under other assumptions, one changed at a time; empty if it is withheld."""
-    if api_cost.usd_per_request is None or build_step_cost(assumptions, owned) is None:
+    if api_cost.usd_per_request is None or build_step_cost(assumptions, self_hosted) is None:
         return []
-    hourly = "gpu_usd_per_hour" if owned.on_gpu else "cpu_usd_per_hour"
+    hourly = "gpu_usd_per_hour" if self_hosted.on_gpu else "cpu_usd_per_hour"
     changes = [
         *((hourly, getattr(assumptions, hourly) * factor) for factor in (0.5, 2)),
         *(("utilization", fraction) for fraction in UTILIZATIONS),
@@ -202,7 +201,11 @@ def sensitivity_table(
     ]
     rows = [
         _sensitivity_row(
-            assumptions.model_copy(update={key: value}), owned, api_cost.usd_per_request, SENSITIVITY_LABELS[key], value
+            assumptions.model_copy(update={key: value}),
+            self_hosted,
+            api_cost.usd_per_request,
+            SENSITIVITY_LABELS[key],
+            value,
         )
         for key, value in changes
     ]
@@ -212,80 +215,90 @@ def sensitivity_table(
         "closed price with all input cached, USD a request": api_cost.usd_per_request_cached,
     }
     return rows + [
-        _sensitivity_row(assumptions, owned, usd, label, usd) for label, usd in prices.items() if usd is not None
+        _sensitivity_row(assumptions, self_hosted, usd, label, usd) for label, usd in prices.items() if usd is not None
     ]
 
 
 def _sensitivity_row(
-    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, label: str, value: float
+    assumptions: serving_and_cost.Cost,
+    self_hosted: SelfHostedMeasurement,
+    usd_per_request: float,
+    label: str,
+    value: float,
 ) -> ChangedAssumption:
-    step_cost = build_step_cost(assumptions, owned)
+    step_cost = build_step_cost(assumptions, self_hosted)
     # At a low utilization a machine may not reach one request per month: then there is no break-even.
     first_requests = break_even(step_cost, usd_per_request).first_requests if step_cost else None
-    tokens = None if first_requests is None else round(first_requests * owned.tokens_per_request)
-    return ChangedAssumption(what=label, value=value, first_requests=first_requests, first_tokens=tokens)
+    tokens = None if first_requests is None else round(first_requests * self_hosted.tokens_per_request)
+    return ChangedAssumption(assumption=label, value=value, first_requests=first_requests, first_tokens=tokens)
 
 
 def summarize_self_hosting(
-    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement
+    assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement
 ) -> MeasuredCost | UnmeasuredCost:
     """Return the cost of self-hosting at the recipe's volume, or why it is unknown."""
-    gpus = owned.gpus if owned.on_gpu else 0
-    step_cost, hourly = build_step_cost(assumptions, owned), machine_usd_per_hour(assumptions, owned)
-    if step_cost is None or hourly is None or owned.requests_per_second is None:
-        reason = missing_reason(assumptions, owned) or ""
-        return UnmeasuredCost(measured=False, missing_reason=reason, hardware=owned.hardware, gpus=gpus)
+    gpus = self_hosted.gpus if self_hosted.on_gpu else 0
+    step_cost, hourly = build_step_cost(assumptions, self_hosted), machine_usd_per_hour(assumptions, self_hosted)
+    if step_cost is None or hourly is None or self_hosted.requests_per_second is None:
+        reason = missing_reason(assumptions, self_hosted) or ""
+        return UnmeasuredCost(measured=False, missing_reason=reason, hardware=self_hosted.hardware, gpus=gpus)
     volume = assumptions.monthly_requests
     usd, machines = step_cost.usd(volume), step_cost.machines(volume)
-    full_tokens = owned.requests_per_second * 3600 * owned.tokens_per_request
+    full_tokens = self_hosted.requests_per_second * 3600 * self_hosted.tokens_per_request
     return MeasuredCost(
         measured=True,
         missing_reason=None,
-        hardware=owned.hardware,
+        hardware=self_hosted.hardware,
         gpus=gpus,
         machine_usd_per_hour=hourly,
-        requests_per_second=owned.requests_per_second,
+        requests_per_second=self_hosted.requests_per_second,
         capacity_requests=step_cost.capacity,
-        capacity_tokens=round(step_cost.capacity * owned.tokens_per_request),
+        capacity_tokens=round(step_cost.capacity * self_hosted.tokens_per_request),
         usd_per_million_tokens_at_full_use=hourly / full_tokens * 1e6 if full_tokens else None,
         requests=volume,
         machines=machines,
         machines_usd=machines * step_cost.machine_usd,
         engineer_usd=assumptions.engineer_usd_per_month * assumptions.engineer_share,
-        training_usd=_training_hours(assumptions, owned) * hourly,
+        training_usd=_training_hours(assumptions, self_hosted) * hourly,
         usd_per_month=usd,
         usd_per_1k=usd / volume * 1000,
-        usd_per_1k_right=usd / volume / owned.correct_fraction * 1000 if owned.correct_fraction else None,
+        usd_per_1k_correct=usd / volume / self_hosted.correct_fraction * 1000 if self_hosted.correct_fraction else None,
     )
 
 
-def slider_inputs(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> CostInputs:
+def slider_inputs(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> CostInputs:
     """Return the start values of the report's sliders.
 
     `gpu_usd_per_hour` is the cost of one machine with all its GPUs, named by `machine`: the cost of one step.
     """
-    machine = "CPU machine" if not owned.on_gpu else "GPU" if owned.gpus == 1 else f"machine of {owned.gpus} GPUs"
+    machine = (
+        "CPU machine"
+        if not self_hosted.on_gpu
+        else "GPU"
+        if self_hosted.gpus == 1
+        else f"machine of {self_hosted.gpus} GPUs"
+    )
     return CostInputs(
         machine=machine,
-        gpu_usd_per_hour=machine_usd_per_hour(assumptions, owned),
+        gpu_usd_per_hour=machine_usd_per_hour(assumptions, self_hosted),
         utilization=assumptions.utilization,
         engineer_usd_per_month=assumptions.engineer_usd_per_month,
         engineer_share=assumptions.engineer_share,
-        training_hours_per_month=_training_hours(assumptions, owned),
-        requests_per_second=owned.requests_per_second,
-        tokens_per_request=owned.tokens_per_request,
+        training_hours_per_month=_training_hours(assumptions, self_hosted),
+        requests_per_second=self_hosted.requests_per_second,
+        tokens_per_request=self_hosted.tokens_per_request,
         monthly_requests=assumptions.monthly_requests,
         hours_per_month=HOURS_PER_MONTH,
     )
 
 
-def _capacity(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> int:
+def _capacity(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> int:
     """Return the monthly requests of one machine, rounded down."""
-    return floor((owned.requests_per_second or 0.0) * 3600 * HOURS_PER_MONTH * assumptions.utilization)
+    return floor((self_hosted.requests_per_second or 0.0) * 3600 * HOURS_PER_MONTH * assumptions.utilization)
 
 
-def _training_hours(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> float:
-    return owned.training_seconds / 3600 * assumptions.retrainings_per_month
+def _training_hours(assumptions: serving_and_cost.Cost, self_hosted: SelfHostedMeasurement) -> float:
+    return self_hosted.training_seconds / 3600 * assumptions.retrainings_per_month
 
 
 def _total_usd(requests: int, usd: float | None) -> float | None:

@@ -10,7 +10,7 @@ TITLES = {"tuned": "tuned model", "linear": "linear model"}
 HEADLINES = {
     "helps": "More labels would help.",
     "enough": "More labels would bring little.",
-    "undecided": "It cannot be told whether more labels would help.",
+    "undecided": "Whether more labels would help is unknown.",
 }
 
 

@@ -48,32 +48,36 @@ def answer_questions(inputs: VerdictInputs, decides: bool) -> list[Reason]:
 def _privacy(inputs: VerdictInputs) -> Reason:
     if inputs.recipe.privacy.data_may_leave:
         return _make_reason(PRIVACY, "The data may leave this machine (privacy.data_may_leave).", "neutral", "yes")
-    return _make_reason(PRIVACY, "The data may not leave: no provider was asked, and none can be chosen.", "open", "no")
+    return _make_reason(
+        PRIVACY, "The data may not leave: no provider was queried, and none can be chosen.", "open", "no"
+    )
 
 
 def _cost(inputs: VerdictInputs) -> Reason:
     """Compare the recipe's volume with the break-even against the planned baseline."""
     cost = inputs.scores.cost
-    if isinstance(cost.owned, UnmeasuredCost):
-        reason = cost.owned.missing_reason
-        return _make_reason(COST, f"What owning costs was not measured: {reason}.", "neutral", "not measured")
+    if isinstance(cost.self_hosted, UnmeasuredCost):
+        reason = cost.self_hosted.missing_reason
+        return _make_reason(COST, f"The cost of self-hosting was not measured: {reason}.", "neutral", "not measured")
     name = _priced_baseline(inputs)
     if name is None:
         return _make_reason(
-            COST, "No closed model with a price was run, so there is no break-even.", "neutral", "no price"
+            COST, "No API model with a price was run, so there is no break-even.", "neutral", "no price"
         )
     break_even, volume = cost.systems[name].break_even, cost.inputs.monthly_requests
     if break_even.never:
-        return _make_reason(COST, f"Owning never breaks even against {name}: {break_even.reason}.", "closed", "never")
+        return _make_reason(
+            COST, f"Self-hosting never breaks even against {name}: {break_even.reason}.", "closed", "never"
+        )
     if break_even.first_requests is None:
         return _make_reason(COST, f"Break-even against {name} is {break_even.reason}.", "neutral", "withheld")
-    owned_usd, api_usd = _monthly_usd(inputs, name)
-    assert owned_usd is not None and api_usd is not None, "a break-even needs both costs"
+    self_hosted_usd, api_usd = _monthly_usd(inputs, name)
+    assert self_hosted_usd is not None and api_usd is not None, "a break-even needs both costs"
     text = (
-        f"At {volume:,} requests a month owning costs ${owned_usd:,.0f}, engineer included, and {name} "
+        f"At {volume:,} requests a month self-hosting costs ${self_hosted_usd:,.0f}, engineer included, and {name} "
         f"${api_usd:,.0f}; break-even is at {break_even.first_requests:,} requests."
     )
-    vote: Vote = "open" if owned_usd < api_usd else "closed"
+    vote: Vote = "open" if self_hosted_usd < api_usd else "closed"
     return _make_reason(COST, text, vote, f"{break_even.first_requests:,}")
 
 
@@ -113,17 +117,21 @@ def _engineering(inputs: VerdictInputs) -> Reason:
     value, text = f"${usd:,.0f}", f"Running it takes {cost.engineer_share:.0%} of an engineer, ${usd:,.0f} a month"
     if not inputs.recipe.decide.operations_owner:
         return _make_reason(
-            ENGINEERING, f"{text}; nobody would look after it (decide.operations_owner).", "closed", value
+            ENGINEERING, f"{text}; nobody would maintain it (decide.operations_owner).", "closed", value
         )
-    owned_usd, api_usd = (None, None) if name is None else _monthly_usd(inputs, name)
-    if owned_usd is None:
+    self_hosted_usd, api_usd = (None, None) if name is None else _monthly_usd(inputs, name)
+    if self_hosted_usd is None:
         return _make_reason(ENGINEERING, f"{text}; whether it pays is not known.", "neutral", value)
-    other_usd = owned_usd - usd
+    other_usd = self_hosted_usd - usd
     if usd and api_usd is not None and api_usd > other_usd + HIGH_ENGINEERING_FACTOR * usd:
-        return _make_reason(ENGINEERING, f"{text}; owning would be cheaper with twice as much too.", "open", value)
+        return _make_reason(
+            ENGINEERING, f"{text}; self-hosting would be cheaper with twice as much too.", "open", value
+        )
     if usd and api_usd is not None and api_usd < other_usd + LOW_ENGINEERING_FACTOR * usd:
-        return _make_reason(ENGINEERING, f"{text}; owning would be dearer with half as much too.", "closed", value)
-    return _make_reason(ENGINEERING, f"{text}; whether owning is cheaper depends on it.", "neutral", value)
+        return _make_reason(
+            ENGINEERING, f"{text}; self-hosting would be more expensive with half as much too.", "closed", value
+        )
+    return _make_reason(ENGINEERING, f"{text}; whether self-hosting is cheaper depends on it.", "neutral", value)
 
 
 def _prompt_changes(inputs: VerdictInputs) -> Reason:
@@ -157,4 +165,4 @@ def _priced_baseline(inputs: VerdictInputs) -> str | None:
 def _monthly_usd(inputs: VerdictInputs, name: str) -> tuple[float | None, float | None]:
     """Return the monthly costs of self-hosting and of a paid system at the recipe's volume; None: unknown."""
     rows = inputs.scores.cost.systems[name].monthly
-    return next((row.owned_usd, row.closed_usd) for row in rows if row.of_recipe)
+    return next((row.self_hosted_usd, row.api_usd) for row in rows if row.of_recipe)

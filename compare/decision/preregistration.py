@@ -98,7 +98,7 @@ def _exploratory_reason(plan: Mapping[str, Any] | None, sha256: str, first_openi
     changes = ", ".join(
         f"{name} was {previous.get(name)!r}" for name, value in plan.items() if previous.get(name) != value
     )
-    return f"the plan was changed after the test set was opened on {first_opening['opened']}: {changes}"
+    return f"the plan was changed after the test set was read on {first_opening['opened']}: {changes}"
 
 
 def _parse_ledger(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:

@@ -50,11 +50,11 @@ def evaluate_policy(
     tuned: SystemScores,
     fallback: SystemScores | None,
     scale: Scale | None,
-    owned: MeasuredCost | UnmeasuredCost,
+    self_hosted: MeasuredCost | UnmeasuredCost,
 ) -> RoutingTest | None:
     """Return the results of the policy on the test rows that both systems answered.
 
-    None if the tuned model has no confidences. `owned` is the cost of self-hosting.
+    None if the tuned model has no confidences. `self_hosted` is the cost of self-hosting.
     """
     if scale is None or all(value is None for value in tuned.confidences):
         return None
@@ -76,24 +76,28 @@ def evaluate_policy(
     return RoutingTest(
         rows=len(rows),
         kept=kept,
-        right_of_kept=correct_of_kept,
+        correct_of_kept=correct_of_kept,
         difference_of_kept=difference,
         baseline=fallback.name if fallback else None,
-        strategies=compare_strategies(policy, tuned, fallback, confidences, owned_usd_per_1k(owned)),
+        strategies=compare_strategies(policy, tuned, fallback, confidences, self_hosted_usd_per_1k(self_hosted)),
         curve=[curve_point(threshold, confidences, correct, fallback_correct) for threshold in thresholds],
     )
 
 
 def compare_strategies(
-    policy: RoutingPolicy, tuned: SystemScores, fallback: SystemScores | None, confidences: Any, owned_usd: float | None
+    policy: RoutingPolicy,
+    tuned: SystemScores,
+    fallback: SystemScores | None,
+    confidences: Any,
+    self_hosted_usd: float | None,
 ) -> dict[str, StrategyResult]:
     """Return the results of each strategy: owned, closed, routed and random."""
     groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.correct)
-    strategies = {"owned": StrategyResult(local=1.0, right=_interval(correct, groups), usd_per_1k=owned_usd)}
+    strategies = {"owned": StrategyResult(local=1.0, correct=_interval(correct, groups), usd_per_1k=self_hosted_usd)}
     if fallback is None:
         return strategies
     fallback_correct, api_usd = np.asarray(fallback.correct), _api_usd_per_1k(fallback)
-    strategies["closed"] = StrategyResult(local=0.0, right=_interval(fallback_correct, groups), usd_per_1k=api_usd)
+    strategies["closed"] = StrategyResult(local=0.0, correct=_interval(fallback_correct, groups), usd_per_1k=api_usd)
     if policy.threshold is None:
         return strategies
     is_kept = confidences >= policy.threshold
@@ -103,12 +107,12 @@ def compare_strategies(
     random_correct = kept_fraction * float(correct.mean()) + (1 - kept_fraction) * float(fallback_correct.mean())
     rest_usd = _api_usd_per_1k(fallback, np.flatnonzero(~is_kept))
     strategies["routed"] = StrategyResult(
-        local=kept_fraction, right=routed, usd_per_1k=_routed_usd(owned_usd, rest_usd, 1 - kept_fraction)
+        local=kept_fraction, correct=routed, usd_per_1k=_routed_usd(self_hosted_usd, rest_usd, 1 - kept_fraction)
     )
     strategies["random"] = StrategyResult(
         local=kept_fraction,
-        right=ExpectedValue(value=random_correct, ci_low=None, ci_high=None),
-        usd_per_1k=_routed_usd(owned_usd, api_usd, 1 - kept_fraction),
+        correct=ExpectedValue(value=random_correct, ci_low=None, ci_high=None),
+        usd_per_1k=_routed_usd(self_hosted_usd, api_usd, 1 - kept_fraction),
     )
     return strategies
 
@@ -119,14 +123,14 @@ def curve_point(threshold: float, confidences: Any, correct: Any, fallback_corre
     return CurvePoint(
         threshold=threshold,
         kept=float(is_kept.mean()),
-        right_of_kept=float(correct[is_kept].mean()) if is_kept.any() else None,
-        right=None if fallback_correct is None else float(np.where(is_kept, correct, fallback_correct).mean()),
+        correct_of_kept=float(correct[is_kept].mean()) if is_kept.any() else None,
+        correct=None if fallback_correct is None else float(np.where(is_kept, correct, fallback_correct).mean()),
     )
 
 
-def owned_usd_per_1k(owned: MeasuredCost | UnmeasuredCost) -> float | None:
+def self_hosted_usd_per_1k(self_hosted: MeasuredCost | UnmeasuredCost) -> float | None:
     """Return the cost of self-hosting per 1,000 requests at the recipe's volume; None if it was not measured."""
-    return 1000 * owned.usd_per_month / owned.requests if isinstance(owned, MeasuredCost) else None
+    return 1000 * self_hosted.usd_per_month / self_hosted.requests if isinstance(self_hosted, MeasuredCost) else None
 
 
 def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
@@ -142,10 +146,10 @@ def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None
     return None if usd_per_request is None else 1000 * usd_per_request
 
 
-def _routed_usd(owned_usd: float | None, api_usd: float | None, fraction: float) -> float | None:
-    if owned_usd is None or (api_usd is None and fraction > 0):
+def _routed_usd(self_hosted_usd: float | None, api_usd: float | None, fraction: float) -> float | None:
+    if self_hosted_usd is None or (api_usd is None and fraction > 0):
         return None
-    return owned_usd + fraction * (api_usd or 0.0)
+    return self_hosted_usd + fraction * (api_usd or 0.0)
 
 
 def _interval(values: Any, groups: Sequence[str | None] | None) -> Estimate:

@@ -116,7 +116,7 @@ class RoutingPolicy:
     """Fraction of the kept rows that is right, minus that of the baseline `not_worse_than`."""
     p_value: float | None = None
     """Of the threshold."""
-    why_none: str | None = None
+    no_threshold_reason: str | None = None
     rows_needed: int | None = None
     """Without a threshold: the number of calibration rows that would probably give one, None if no number would."""
     sequence: TestedThresholds | None = None
@@ -137,20 +137,21 @@ class RoutingPolicy:
             return None
         if self.not_worse_than is not None:
             promise = (
-                f"the answers that the owned model gives alone (confidence of at least {self.threshold:.4f}) are right "
-                f"less often than those of {self.not_worse_than} to the same requests by less than {self.margin:.1%}"
+                "the answers that only the self-hosted model gives (confidence of at least "
+                f"{self.threshold:.4f}) are right less often than those of {self.not_worse_than} to the same requests "
+                f"by less than {self.margin:.1%}"
             )
         else:
             promise = (
-                f"more than {self.target_accuracy:.1%} of the answers that the owned model gives alone (confidence of "
-                f"at least {self.threshold:.4f}) are right"
+                f"more than {self.target_accuracy:.1%} of the answers that only the self-hosted model gives "
+                f"(confidence of at least {self.threshold:.4f}) are right"
             )
         group_note = ", each group counting once," if self.left_out_rows else ""
         return (
             f"With {self.confidence:.0%} confidence{group_note} {promise}. It holds on average over requests that "
             "come from where the calibration rows come from (exchangeable with them), by labels like theirs, with "
             "the same weights, prompt, constraint and scale. It says nothing of a single request, of one label or "
-            "slice, of answers of the closed model, or of traffic that has changed. The confidence is over the draw "
+            "slice, of answers of the API model, or of traffic that has changed. The confidence is over the draw "
             f"of the calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that "
             "misses it."
         )
@@ -185,16 +186,20 @@ def fit_policy(
     }
     if not rows.ids:
         return RoutingPolicy(
-            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **settings
+            threshold=None,
+            no_threshold_reason="there are no calibration rows; give data.split.calibration a share",
+            **settings,
         )
     if route.not_worse_than is not None and rows.baseline_correct is None:
         reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
-        return RoutingPolicy(threshold=None, why_none=reason, **settings)
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if scale is None or not scale.confidences:
-        reason = "thresholds are those of validation rows, and no answer to one tells a probability"
-        return RoutingPolicy(threshold=None, why_none=reason, **settings)
+        reason = "thresholds are those of validation rows, and no answer to one has a probability"
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
     if all(value is None for value in rows.confidences):
-        return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **settings)
+        return RoutingPolicy(
+            threshold=None, no_threshold_reason="no answer to a calibration row has a probability", **settings
+        )
     confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
     thresholds = learn_then_test.build_thresholds(scale.confidences)
     validation, correct = np.asarray(scale.confidences), np.asarray(scale.correct, dtype=np.float64)
@@ -204,7 +209,7 @@ def fit_policy(
     if result.selected_index is None:
         rows_needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
         reason = no_threshold_reason(claim, rows, confidences, route, rows_needed)
-        return RoutingPolicy(threshold=None, why_none=reason, rows_needed=rows_needed, **settings)
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, rows_needed=rows_needed, **settings)
     threshold = result.thresholds[result.selected_index]
     is_kept = confidences >= threshold
     return RoutingPolicy(
@@ -296,5 +301,8 @@ def read_policy(path: Path) -> RoutingPolicy:
     sequence = payload.get("sequence")
     return RoutingPolicy(
         **{name: value for name, value in payload.items() if name in names}
-        | {"sequence": TestedThresholds(**sequence) if sequence else None}
+        | {
+            "no_threshold_reason": payload.get("why_none"),
+            "sequence": TestedThresholds(**sequence) if sequence else None,
+        }
     )

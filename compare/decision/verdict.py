@@ -159,7 +159,7 @@ def _routing(inputs: VerdictInputs) -> Reason | None:
         return None
     if policy.threshold is None or policy.coverage is None or policy.accuracy is None:
         return _make_reason(
-            "routing", f"No part of the traffic can be given to it alone: {policy.why_none}.", None, "none"
+            "routing", f"No part of the traffic can be answered by it only: {policy.no_threshold_reason}.", None, "none"
         )
     text = (
         f"From a confidence of {policy.threshold:.2f} on it answers {policy.coverage:.0%} of the traffic alone, and "
@@ -177,15 +177,15 @@ def _open_points(inputs: VerdictInputs, choice: Choice, cost_vote: Vote) -> list
     skipped = [system for system in inputs.scores.not_run if plan is None or system.name != plan.baseline]
     points = [f"{system.title} was not run: {system.reason}." for system in skipped]
     if choice == "inconclusive" and cost_vote == "neutral":
-        points.append("Whether owning would pay: one of its two sides has no cost, see Cost.")
+        points.append("Whether self-hosting is cheaper: the cost of one of the two is unknown, see Cost.")
     return points
 
 
 def _headline(choice: Choice, reason: str, inputs: VerdictInputs) -> str:
     opening = {
-        "open": "Own it",
-        "closed": "Keep the closed model",
-        "hybrid": "Own the bulk, and leave the hard rest to the closed model",
+        "open": "Self-host it",
+        "closed": "Keep the API model",
+        "hybrid": "Self-host the bulk, and send the hard rest to the API model",
         "inconclusive": "Not decided yet",
     }[choice]
     stand_in = " (the pocket model stood in for the recipe's own)" if inputs.scores.base.pocket else ""

@@ -47,13 +47,13 @@ class RuleInputs:
 def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
     """Return the choice and a short text with the deciding reason."""
     if not inputs.tuned_complete:
-        return "inconclusive", "the tuned model was not asked every row"
+        return "inconclusive", "the tuned model was not queried for every row"
     if inputs.votes[PRIVACY] == "open":
-        return "open", "the data may not leave, so a closed model is no choice"
+        return "open", "the data may not leave, so an API model cannot be chosen"
     if inputs.quality is None:
-        return "inconclusive", "no closed model was compared by the plan"
+        return "inconclusive", "no API model was compared by the plan"
     if not inputs.has_maintainer:
-        return "closed", "nobody would look after a model of one's own"
+        return "closed", "nobody would maintain a self-hosted model"
     if inputs.quality == "worse":
         if inputs.routable:
             return "hybrid", "it is worse than the baseline, but keeps the target on part of the traffic"
@@ -72,18 +72,20 @@ def _choose_by_questions(inputs: RuleInputs, quality: str) -> tuple[Choice, str]
     """Return the choice between two models if the tuned one is at least as good."""
     structure, cost = inputs.votes[STRUCTURE], inputs.votes[COST]
     if inputs.structured_output_required and structure == "open":
-        return "open", f"{quality}, and its answers alone have the form that is required"
+        return "open", f"{quality}, and only its answers have the required form"
     if inputs.structured_output_required and structure == "closed":
-        return "closed", f"{quality}, but the closed model's answers alone have the form that is required"
+        return "closed", f"{quality}, but only the API model's answers have the required form"
     if cost == "neutral":
-        return "inconclusive", f"{quality}, but what one of the two costs was not measured"
+        return "inconclusive", f"{quality}, but the cost of one of the two was not measured"
     votes = Counter(inputs.votes[question] for question in COUNTED_QUESTIONS)
     # The cost decides a tie.
     choice: Literal["open", "closed"] = cost
     if votes["open"] != votes["closed"]:
         choice = "open" if votes["open"] > votes["closed"] else "closed"
     if choice == cost:
-        return choice, f"{quality}, " + {"open": "and cheaper", "closed": "but dearer"}[cost] + " at this volume"
-    price, side = ("dearer", "for") if choice == "open" else ("cheaper", "against")
-    others = f"{votes[choice]} of the other questions speak {side} owning"
+        return choice, f"{quality}, " + {"open": "and cheaper", "closed": "but more expensive"}[
+            cost
+        ] + " at this volume"
+    price, side = ("more expensive", "for") if choice == "open" else ("cheaper", "against")
+    others = f"{votes[choice]} of the other questions are {side} self-hosting"
     return choice, f"{quality} and {price} at this volume, but {others}"

@@ -1,7 +1,7 @@
 """The cost section of the report: break-even, cost curves, and the start values of the page's sliders.
 
 in   "inputs": {"gpu_usd_per_hour": 0.8, "utilization": 0.4, "requests_per_second": 20, ...}, $0.0004 per API request
-out  {"figure": "Owning pays from 8,961,001 requests a month.", "more": "...", "here": "..."}, and two polylines
+out  {"figure": "Self-hosting is cheaper from 8,961,001 requests a month.", "more": "...", ...}, and two polylines
 
 report.js writes the same sentences and draws the same lines when a slider moves. The docstring of
 `cost.break_even.break_even_points` has the formula of both.
@@ -47,21 +47,21 @@ def break_even_text(inputs: CostInputs, title: str, usd_per_request: float) -> d
     step_cost, volume = step_cost_from_inputs(inputs), inputs.monthly_requests
     points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
     if points is None:
-        headline = "Owning never pays."
+        headline = "Self-hosting is never cheaper."
         detail = (
             f"A full machine costs {format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
             f"requests that it can answer cost {format_usd(step_cost.capacity * usd_per_request)} there."
         )
     else:
-        headline = f"Owning pays from {format_count(points[0], 'request')} a month."
+        headline = f"Self-hosting is cheaper from {format_count(points[0], 'request')} a month."
         detail = f"That is {format_compact(points[0] * inputs.tokens_per_request)} tokens."
         if points[1] > points[0]:
-            detail += f" Each further machine costs more at first; for good it pays from {points[1]:,}."
+            detail += f" Each further machine costs more at first; it is permanently cheaper from {points[1]:,}."
     if step_cost.capacity < 1:
         return {"figure": headline, "more": "At this utilization a machine answers no request.", "here": ""}
-    owned_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
+    self_hosted_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
     at_volume = (
-        f"At {format_count(volume, 'request')} a month: owned {format_usd(owned_usd)} with "
+        f"At {format_count(volume, 'request')} a month: self-hosted {format_usd(self_hosted_usd)} with "
         f"{format_count(step_cost.machines(volume), 'machine')}, {title} {format_usd(api_usd)}."
     )
     return {"figure": headline, "more": detail, "here": at_volume}
@@ -74,9 +74,9 @@ def cost_polylines(inputs: CostInputs, usd_per_request: float, x_axis: Axis, y_a
     volumes = {round(x_axis.low * 10 ** (step * index)) for index in range(CURVE_SAMPLES + 1)}
     volumes |= {step_cost.capacity * k + extra for k in range(1, DRAWN_STEPS + 1) for extra in (0, 1)}
     visible_volumes = sorted(volume for volume in volumes if max(x_axis.low, 1) <= volume <= x_axis.high)
-    owned_points = [(volume, step_cost.usd(volume)) for volume in visible_volumes] if step_cost.capacity else []
+    self_hosted_points = [(volume, step_cost.usd(volume)) for volume in visible_volumes] if step_cost.capacity else []
     return {
-        "own": _polyline(owned_points, x_axis, y_axis),
+        "own": _polyline(self_hosted_points, x_axis, y_axis),
         "other": _polyline([(v, v * usd_per_request) for v in visible_volumes], x_axis, y_axis),
     }
 
@@ -99,7 +99,7 @@ def build_cost_section(scores: Scores) -> View:
     systems.sort(key=lambda system: (system.cost.usd_per_request is None, system.name != baseline))
     priced = [(system, system.cost.usd_per_request) for system in systems if system.cost.usd_per_request is not None]
     return {
-        "owned": costs.owned,
+        "self_hosted": costs.self_hosted,
         "inputs": costs.inputs,
         "systems": systems,
         "monthly": _monthly_rows(systems),
@@ -109,7 +109,7 @@ def build_cost_section(scores: Scores) -> View:
             for system in scores.systems.values()
             if system.price
         ],
-        "picture": _cost_chart(costs, priced) if isinstance(costs.owned, MeasuredCost) and priced else None,
+        "picture": _cost_chart(costs, priced) if isinstance(costs.self_hosted, MeasuredCost) and priced else None,
     }
 
 
@@ -126,7 +126,7 @@ def _cost_chart(costs: CostResult, priced: Sequence[tuple[PaidSystem, float]]) -
     max_usd = max(step_cost.usd(int(x_axis.high)), *(x_axis.high * usd for _, usd in priced))
     y_axis = Axis(min_usd, max(_decade_above(max_usd), 10 * min_usd), log=True)
     return {
-        "said": break_even_text(inputs, first_system.title, first_usd),
+        "sentences": break_even_text(inputs, first_system.title, first_usd),
         "curves": cost_polylines(inputs, first_usd, x_axis, y_axis),
         "x_ticks": x_axis.ticks(7),
         "y_ticks": y_axis.ticks(6),

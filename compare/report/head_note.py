@@ -54,7 +54,7 @@ def _quality(scores: Scores, comparison: PairedResult) -> str:
             f"({format_points(first)} to {format_points(last)}); {values}."
         )
     return (
-        f"Head or tokens: it cannot be told which is better; {values}, the head's difference is "
+        f"Head or tokens: neither is shown to be better; {values}, the head's difference is "
         f"{format_delta_range(low, high)} points."
     )
 

@@ -51,7 +51,9 @@ def render_html(scores: Scores, disagreements: Sequence[Disagreement]) -> str:
         css=css,
         script=script,
         policy=content_security_policy(css, script),
-        told=script_json({"parts": context["parts"], "cost": (context["cost"]["picture"] or {}).get("for_script")}),
+        report_data=script_json(
+            {"parts": context["parts"], "cost": (context["cost"]["picture"] or {}).get("for_script")}
+        ),
     )
     # An answer may contain a lone surrogate, which cannot be encoded, or NUL, which HTML does not allow.
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -70,7 +70,7 @@ def _verdict(scores: Scores) -> list[str]:
     verdict, task, base = scores.verdict, scores.task, scores.base
     note = wording.linear_baseline_note(scores)
     head_text = head_note.describe_head(scores)
-    pocket_note = " The base is the pocket model, which stands in for the recipe's own." if base.pocket else ""
+    pocket_note = " The base is the pocket model, which replaces the model of the recipe." if base.pocket else ""
     meta = (
         f"{escape_markdown(task.kind).capitalize()}, {format_count(task.n_test, 'sealed test row')}, "
         f"{task.n_train:,} to train on. Base {escape_markdown(base.name)}, "
@@ -96,11 +96,11 @@ def _verdict(scores: Scores) -> list[str]:
         meta,
         *(["\n".join(reasons)] if reasons else []),
         *(
-            [f"The questions beside quality: {escape_markdown(wording.format_votes(scores))}.", "\n".join(questions)]
+            [f"The questions besides quality: {escape_markdown(wording.format_votes(scores))}.", "\n".join(questions)]
             if questions
             else []
         ),
-        *(["What stays undecided:", "\n".join(open_points)] if open_points else []),
+        *(["Open points:", "\n".join(open_points)] if open_points else []),
     ]
 
 
@@ -121,7 +121,7 @@ def _system(row: Mapping[str, Any]) -> list[str]:
         f"{format_percent(score.value)} ({format_range(score.ci_low, score.ci_high)})",
         *("–" if value is None else format_percent(value.value) for value in row["others"]),
         format_usd(system.cost_usd_per_1k),
-        format_usd(system.cost_usd_per_1k_right),
+        format_usd(system.cost_usd_per_1k_correct),
         format_seconds(latency.p50_seconds) if latency else "–",
         f"{wording.count_answered(system):,} of {system.n:,}"
         + (f" ({outcomes})" if (outcomes := wording.format_outcomes(system)) else ""),
@@ -135,12 +135,12 @@ def _differences(scores: Scores) -> list[str]:
             [
                 f"{escape_markdown(row['a'])} minus {escape_markdown(row['b'])}"
                 + (" (planned)" if row["chief"] else ""),
-                format_delta(row["one"].delta),
-                format_delta_range(row["one"].ci_low, row["one"].ci_high),
-                format_p_value(row["one"].p_adjusted),
-                format_points(row["one"].margin),
-                format_points(row["one"].mde),
-                wording.CONCLUSION_LABELS[row["one"].conclusion],
+                format_delta(row["comparison"].delta),
+                format_delta_range(row["comparison"].ci_low, row["comparison"].ci_high),
+                format_p_value(row["comparison"].p_adjusted),
+                format_points(row["comparison"].margin),
+                format_points(row["comparison"].mde),
+                wording.CONCLUSION_LABELS[row["comparison"].conclusion],
             ]
             for row in group["rows"]
         ]
@@ -152,18 +152,19 @@ def _differences(scores: Scores) -> list[str]:
 
 def _cost(scores: Scores) -> list[str]:
     cost, titles = scores.cost, wording.display_names(scores)
-    owned = cost.owned
-    if isinstance(owned, MeasuredCost):
+    self_hosted = cost.self_hosted
+    if isinstance(self_hosted, MeasuredCost):
         text = (
-            f"Owned, at {format_count(owned.requests, 'request')} a month: {format_usd(owned.usd_per_month)} "
-            f"({format_count(owned.machines, 'machine')} {format_usd(owned.machines_usd)}, engineer "
-            f"{format_usd(owned.engineer_usd)}, training {format_usd(owned.training_usd)}), measured at "
-            f"{format_number(owned.requests_per_second)} requests a second on {escape_markdown(owned.hardware)}."
+            f"Owned, at {format_count(self_hosted.requests, 'request')} a month: "
+            f"{format_usd(self_hosted.usd_per_month)} "
+            f"({format_count(self_hosted.machines, 'machine')} {format_usd(self_hosted.machines_usd)}, engineer "
+            f"{format_usd(self_hosted.engineer_usd)}, training {format_usd(self_hosted.training_usd)}), measured at "
+            f"{format_number(self_hosted.requests_per_second)} requests a second on "
+            f"{escape_markdown(self_hosted.hardware)}."
         )
     else:
-        text = (
-            f"What owning costs was not measured: {escape_markdown(owned.missing_reason)}. So break-even is withheld."
-        )
+        reason = escape_markdown(self_hosted.missing_reason)
+        text = f"The cost of self-hosting was not measured: {reason}. So break-even is withheld."
     rows = []
     for name, api_cost in cost.systems.items():
         break_even = api_cost.break_even
@@ -180,7 +181,7 @@ def _cost(scores: Scores) -> list[str]:
                 permanent_requests,
             ]
         )
-    headers = ["Against", "a request", "owning pays from, requests a month", "for good from"]
+    headers = ["Against", "a request", "self-hosting is cheaper from, requests a month", "permanently from"]
     notes = [head_note.COST_NOTE] if HEAD in scores.systems else []
     return ["## Cost", text, *notes, *([markdown_table(headers, rows)] if rows else [])]
 
@@ -193,14 +194,14 @@ def _routing(scores: Scores) -> list[str]:
         [
             escape_markdown(strategy["title"]),
             format_percent(strategy["result"].local),
-            format_percent(strategy["result"].right.value),
-            _estimate_range(strategy["result"].right),
+            format_percent(strategy["result"].correct.value),
+            _estimate_range(strategy["result"].correct),
             format_usd(strategy["result"].usd_per_1k),
         ]
-        for strategy in section["ways"]
+        for strategy in section["strategies"]
     ]
-    headers = ["Test rows answered", "by the owned model alone", "right", "interval", "per 1,000 requests"]
-    paragraphs = [section["said"], section["on_test"], section["policy"].guarantee]
+    headers = ["Test rows answered", "by the self-hosted model only", "right", "interval", "per 1,000 requests"]
+    paragraphs = [section["summary"], section["on_test"], section["policy"].guarantee]
     return [
         "## Routing",
         *(escape_markdown(paragraph) for paragraph in paragraphs if paragraph),
@@ -224,12 +225,12 @@ def _integrity(scores: Scores) -> list[str]:
         "plan": _plan_text(plan) if plan else "none, so every comparison is exploratory",
         "plan, sha256": plan.sha256 if plan else "none",
         "test.jsonl, sha256": integrity.test_sha256,
-        "openings of the test": "; ".join(f"{opening.opened} by {opening.run}" for opening in integrity.openings)
+        "readings of the test set": "; ".join(f"{opening.opened} by {opening.run}" for opening in integrity.openings)
         or "none",
         "test rows also in train": integrity.leaked_rows,
         **({"train labels": teacher_text} if (teacher_text := wording.teacher_text(scores)) else {}),
-        "served as trained": wording.parity_text(scores),
-        "answers reused from before": integrity.cache_hits,
+        "parity": wording.parity_text(scores),
+        "answers from the cache": integrity.cache_hits,
         "retries": integrity.retries,
         "fallbacks": "; ".join(integrity.fallbacks) or "none",
         "code": integrity.git_commit or "no commit is known",

@@ -1,7 +1,7 @@
 """The routing section of the report: the policy, its results on the test rows, and the curve of all thresholds.
 
 in   scores.routing, which is the content of routing.json
-out  {"said": "From a confidence of 0.8312 on ...", "ways": [{"title": "routed", "local": 0.71, ...}], "picture": {...}}
+out  {"summary": "From a confidence of 0.8312 on ...", "strategies": [{"title": "routed", ...}], "picture": {...}}
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ def build_routing_section(scores: Scores) -> View | None:
     titles, test = wording.display_names(scores), policy.test
     return {
         "policy": policy,
-        "said": policy_text(policy),
+        "summary": policy_text(policy),
         "on_test": test_result_text(test, titles) if test else None,
-        "ways": strategy_rows(test, titles) if test else [],
+        "strategies": strategy_rows(test, titles) if test else [],
         "picture": threshold_chart(policy, test) if test else None,
     }
 
@@ -44,9 +44,9 @@ def build_routing_section(scores: Scores) -> View | None:
 def policy_text(policy: RoutingResult) -> str:
     """Return the result on the calibration rows."""
     if policy.threshold is None:
-        return f"No part of the traffic can be given to the owned model alone: {policy.why_none}."
+        return f"No part of the traffic can be answered by the self-hosted model only: {policy.no_threshold_reason}."
     assert policy.coverage is not None and policy.accuracy is not None, "a threshold has both"
-    text = f"From a confidence of {policy.threshold:.4f} on the owned model may answer alone: "
+    text = f"From a confidence of {policy.threshold:.4f} on, only the self-hosted model answers: "
     text += f"{format_percent(policy.coverage)} of {format_count(policy.calibration_rows, 'calibration row')}, "
     return text + f"{format_percent(policy.accuracy)} of these right, target {target_text(policy)}."
 
@@ -76,7 +76,7 @@ def test_result_text(test: RoutingTest, titles: Mapping[str, str]) -> str | None
     """Return the results of the policy on the test rows; None without a threshold."""
     if not test.kept:
         return None
-    correct_fraction = test.right_of_kept
+    correct_fraction = test.correct_of_kept
     text = f"On the {format_count(test.rows, 'test row')} it keeps {format_percent(test.kept.value)}"
     if correct_fraction is None:
         return text + "."
@@ -95,7 +95,7 @@ def strategy_rows(test: RoutingTest, titles: Mapping[str, str]) -> list[View]:
     """Return a row for each strategy of answering the test rows."""
     baseline_title = titles.get(test.baseline or "", "")
     labels = {
-        "owned": "all by the owned model",
+        "owned": "all by the self-hosted model",
         "routed": f"routed, the rest by {baseline_title}",
         "random": f"the same share at random, the rest by {baseline_title}",
         "closed": f"all by {baseline_title}",
@@ -109,14 +109,14 @@ def threshold_chart(policy: RoutingResult, test: RoutingTest) -> View:
     """Return the threshold curve: x is the fraction kept, y the fraction right of those and of all rows."""
     curve, strategies, min_fraction = test.curve, test.strategies, MIN_KEPT_ROWS / test.rows
     kept_points = [
-        (point.kept, point.right_of_kept)
+        (point.kept, point.correct_of_kept)
         for point in curve
-        if point.kept >= min_fraction and point.right_of_kept is not None
+        if point.kept >= min_fraction and point.correct_of_kept is not None
     ]
-    overall_points = [(point.kept, point.right) for point in curve if point.right is not None]
+    overall_points = [(point.kept, point.correct) for point in curve if point.correct is not None]
     target = policy.target_accuracy
     random_points = (
-        [(0.0, strategies["closed"].right.value), (1.0, strategies["owned"].right.value)] if overall_points else []
+        [(0.0, strategies["closed"].correct.value), (1.0, strategies["owned"].correct.value)] if overall_points else []
     )
     values = [value for _, value in kept_points + overall_points + random_points] + (
         [target] if target is not None else []

@@ -84,7 +84,7 @@ def differences(scores: Scores) -> list[View]:
         axis = charts.difference_axis(group)
         rows = [
             {
-                "one": comparison,
+                "comparison": comparison,
                 "a": titles[comparison.a],
                 "b": titles[comparison.b],
                 "class": css_class(scores.systems[comparison.b]),
@@ -158,11 +158,13 @@ def confusion(scores: Scores) -> list[View]:
         )
         pairs = [
             {
-                "wanted": target,
-                "given": predicted,
+                "expected": target,
+                "predicted": predicted,
                 "count": count,
                 "of": total,
-                "also": None if other_name is None else confused_pairs[other_name].get((target, predicted), (0, 0))[0],
+                "other_count": (
+                    None if other_name is None else confused_pairs[other_name].get((target, predicted), (0, 0))[0]
+                ),
             }
             for (target, predicted), (count, total) in islice(confused_pairs[name].items(), MAX_PAIRS)
         ]
@@ -177,8 +179,8 @@ def confusion(scores: Scores) -> list[View]:
             {
                 "title": wording.display_names(scores)[name],
                 "against": None if other_name is None else wording.display_names(scores)[other_name],
-                "wanted": labels[: len(counts)],
-                "given": labels[:columns],
+                "expected": labels[: len(counts)],
+                "predicted": labels[:columns],
                 "cells": cells if columns <= MAX_TABLE_LABELS else None,
                 "paths": charts.confusion_paths(counts) if MAX_TABLE_LABELS < columns <= MAX_DRAWN_LABELS else None,
                 "size": (columns, len(counts)),
@@ -192,7 +194,7 @@ def confusion(scores: Scores) -> list[View]:
 def calibration(scores: Scores) -> list[View]:
     """Return the reliability of each system with confidences."""
     return [
-        {"title": wording.display_name(system), "class": css_class(system), "told": system.calibration}
+        {"title": wording.display_name(system), "class": css_class(system), "reliability": system.calibration}
         | {"bins": charts.reliability_bins(system.calibration)}
         for system in scores.systems.values()
         if system.calibration
@@ -262,7 +264,7 @@ def disagreements(scores: Scores, rows: Sequence[Disagreement]) -> View | None:
     a, b = [*primary_names, *(name for name in names if name not in primary_names)][:2]
     display_rows = []
     for row in rows:
-        correct = row.right[a], row.right[b]
+        correct = row.correct[a], row.correct[b]
         outcome = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}[
             correct
         ]
@@ -301,7 +303,7 @@ def _percentiles(latency: Latency) -> dict[str, float]:
 def _interval_cell(value: MetricValue | None, axis: charts.Axis) -> View | None:
     if value is None:
         return None
-    return {"told": value, "fig": axis.interval(value.value, value.ci_low, value.ci_high)}
+    return {"value": value, "fig": axis.interval(value.value, value.ci_low, value.ci_high)}
 
 
 def _truncate(text: str) -> str:

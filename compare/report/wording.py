@@ -18,7 +18,7 @@ KIND_LABELS: dict[SystemKind, str] = {
     "linear": "a linear model",
     "nearest": "the nearest training rows",
     "head": "the same base with a classification head",
-    "closed": "a closed model",
+    "closed": "an API model",
     "file": "answers from a file",
 }
 CONCLUSION_LABELS = {
@@ -42,10 +42,10 @@ def teacher_text(scores: Scores) -> str | None:
     if task.teacher is None:
         return None
     stand_in = ", a stand-in on this machine" if task.teacher.stand_in else ""
-    form = ", as probabilities" if task.teacher.soft_labels else ""
+    labels_note = ", as probabilities" if task.teacher.soft_labels else ""
     return (
-        f"{task.teacher.n_train:,} of {task.n_train:,} are those of the teacher {task.teacher.name}{stand_in}{form}; "
-        "the others, and all test labels, are those of the data"
+        f"{task.teacher.n_train:,} of {task.n_train:,} are those of the teacher {task.teacher.name}{stand_in}"
+        f"{labels_note}; the others, and all test labels, are those of the data"
     )
 
 

@@ -41,7 +41,9 @@ def exclude_unanswered(
     A system whose every row was not asked has no scores.
     """
     answered = [
-        responses for responses in all_responses if responses.system.kind == "tuned" or not _was_never_asked(responses)
+        responses
+        for responses in all_responses
+        if responses.system.kind == "tuned" or not _received_no_requests(responses)
     ]
     answered_names = {responses.system.name for responses in answered}
     unanswered = [
@@ -78,19 +80,19 @@ def incomplete_reason(measurements: Measurements, name: str | None) -> str | Non
     if not system.complete:
         return f"{system.title} is INCOMPLETE: {system.incomplete_reason}"
     counts = system.outcomes or {}
-    lost = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
+    missing_counts = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
-        f"{system.title} really answered {answered_fraction(counts):.1%} of the rows ({lost}), and a verdict "
+        f"{system.title} really answered {answered_fraction(counts):.1%} of the rows ({missing_counts}), and a verdict "
         f"rests on at least {MIN_ANSWERED_FRACTION:.0%}"
     )
 
 
-def _was_never_asked(responses: SystemResponses) -> bool:
-    return bool(responses.test_answers) and all(answer.not_asked for answer in responses.test_answers)
+def _received_no_requests(responses: SystemResponses) -> bool:
+    return bool(responses.test_answers) and all(answer.not_queried for answer in responses.test_answers)
 
 
 def _outcome(answer: SystemAnswer, problem: str | None) -> str:
-    if answer.not_asked:
+    if answer.not_queried:
         return "not_asked"
     if problem is None:
         return "answered"

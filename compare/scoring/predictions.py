@@ -98,6 +98,7 @@ def write_predictions(
         payload = asdict(answer)
         for name in ("log_probability", "field_log_probability", "finish_reason", "may_pass"):
             del payload[name]
+        payload["not_asked"] = payload.pop("not_queried")
         record = {
             "id": answer.id,
             "system": system,

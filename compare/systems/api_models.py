@@ -50,9 +50,9 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
         usd = selection.spent_usd + cached_usd + collected.spent_usd if price else None
         shutdown_date = _shutdown_date(test_requests, collected)
         omission_notes = [
-            f"{system.title}: asked without {name}, which its provider refuses" for name in system.omitted_parameters
+            f"{system.title}: queried without {name}, which its provider refuses" for name in system.omitted_parameters
         ]
-        message_note = f"{system.title}: asked with its own messages, not the task's prompt"
+        message_note = f"{system.title}: queried with its own messages, not the task's prompt"
         message_notes = [message_note] if _baseline(system).messages else []
         responses[system.name] = replace(
             to_responses(test_requests, collected, context),

@@ -147,7 +147,8 @@ def subset_notes(context: ComparisonContext, system: System) -> list[str]:
     if len(rows) == len(all_rows):
         return []
     return [
-        f"{system.title}: asked {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows), it only explores"
+        f"{system.title}: queried {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows); "
+        "it is exploratory"
     ]
 
 
@@ -203,13 +204,13 @@ def parity_json(parity: check.ParityResult) -> dict[str, object]:
     return {
         "n": parity.n,
         "prompt_ids_equal": parity.prompt_ids_equal,
-        "agreement": parity.same.agreement if parity.same else None,
-        "metric": parity.other.metric,
-        "trained": parity.other.trained,
-        "served": parity.other.value,
-        "difference": parity.other.difference.delta,
-        "ci_low": parity.other.difference.low,
-        "ci_high": parity.other.difference.high,
+        "agreement": parity.same_weights.agreement if parity.same_weights else None,
+        "metric": parity.score_difference.metric,
+        "trained": parity.score_difference.trained,
+        "served": parity.score_difference.value,
+        "difference": parity.score_difference.difference.delta,
+        "ci_low": parity.score_difference.difference.low,
+        "ci_high": parity.score_difference.difference.high,
     }
 
 
@@ -225,7 +226,7 @@ def _collect_responses(
     if collected.n_requested:
         speed = f", {throughput['requests_per_second']:.1f} requests/s" if throughput else ""
         print(
-            f"asked     {system_requests.system.title}: {collected.n_requested:,} requests{speed}",
+            f"queried   {system_requests.system.title}: {collected.n_requested:,} requests{speed}",
             file=sys.stderr,
             flush=True,
         )

@@ -122,7 +122,7 @@ def to_system_answer(collected: CollectResult, row_id: str, repeat: int = 0) -> 
     """Return the answer to a row."""
     response = collected.answers.get((row_id, repeat))
     if response is None:
-        return SystemAnswer(row_id, None, error="not asked", not_asked=True)
+        return SystemAnswer(row_id, None, error="not asked", not_queried=True)
     return SystemAnswer(
         id=row_id,
         output=response.output,
@@ -142,5 +142,5 @@ def to_system_answer(collected: CollectResult, row_id: str, repeat: int = 0) -> 
         error=response.error,
         may_pass=not response.final,
         probabilities=response.probabilities,
-        not_asked=response.refused,
+        not_queried=response.refused,
     )

@@ -61,7 +61,7 @@ class LabelIssues:
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         return LabelIssueReport(
-            rows_looked_at=self.rows_examined, found=len(self.issues), **rounded, why_none=self.no_issues_reason
+            rows_examined=self.rows_examined, count=len(self.issues), **rounded, no_issues_reason=self.no_issues_reason
         )
 
 

@@ -41,8 +41,8 @@ FORMAT_SIGNATURES = {
     b"\x1f\x8b\x08": "gzip data",
     b"\x28\xb5\x2f\xfd": "Zstandard data",
     b"PAR1\x15": "Parquet",
-    b"<!doctype html": "an HTML page, such as the one that tells of an error or asks for a login",
-    b"<html": "an HTML page, such as the one that tells of an error or asks for a login",
+    b"<!doctype html": "an HTML page, for example an error message or a login form",
+    b"<html": "an HTML page, for example an error message or a login form",
 }
 # Pointer to a file that Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"

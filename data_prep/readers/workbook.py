@@ -177,7 +177,7 @@ def _make_source_row(
     for index, column in enumerate(header):
         value = row[index] if index < len(row) else None
         if value in CELL_ERRORS and column in columns:
-            return SourceRow(file.name, number, {}, f"column {column!r} holds the error {value}; mend its formula")
+            return SourceRow(file.name, number, {}, f"column {column!r} holds the error {value}; fix its formula")
         try:
             values[column] = None if value in CELL_ERRORS else _convert_cell(value)
         except BadRowError as error:

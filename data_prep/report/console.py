@@ -38,7 +38,7 @@ def format_summary(report: DataReport, state: str) -> str:
         lines.append(f"          {sum(reason_counts.values()):,} left out ({reasons}): see rejected.jsonl")
     lines += [f"          {line}" for line in format_notes(report)]
     lines += [*_labels_per_row_notes(report.labels_per_row), *format_merged_labels(report.labels)]
-    issue_notes = _label_issue_notes(report.suspects)
+    issue_notes = _label_issue_notes(report.label_issues)
     pii_counts = {kind: entry.rows for kind, entry in report.personal_data.items() if entry.rows and not entry.redacted}
     pii_notes = [f"{kind} in {count:,} rows, not redacted" for kind, count in pii_counts.items()]
     if issue_notes or pii_notes:
@@ -144,7 +144,7 @@ def _limit_notes(report: DataReport) -> list[str]:
     if dropped.get("too_long"):
         lines.append(f"too_long: more than train.max_length ({tokens.max_length:,} tokens)")
     if dropped.get("too_long_for_base"):
-        lines.append("too_long_for_base: more than model.base can look at, though train.max_length is more")
+        lines.append("too_long_for_base: more than model.base can process, though train.max_length is more")
     if served := tokens.served:
         limit = f"{served.limit} ({served.tokens:,} tokens, {served.for_the_answer:,} of them for the answer)"
         if dropped.get("too_long_to_serve"):
@@ -167,12 +167,16 @@ def _labels_per_row_notes(labels_per_row: LabelsPerRow | None) -> list[str]:
     ]
 
 
-def _label_issue_notes(suspects: LabelIssueReport) -> list[str]:
+def _label_issue_notes(issues: LabelIssueReport) -> list[str]:
     """Return a line with the number of likely label errors and the accuracy of the model, or why there are none."""
-    if suspects.found:
-        method = f"by a linear model with an accuracy of {suspects.accuracy:.0%}"
-        return [f"{suspects.found:,} likely label errors, found {method} (suspects.csv)"]
-    return [f"no likely label errors: {suspects.why_none}"] if suspects.rows_looked_at and suspects.why_none else []
+    if issues.count:
+        method = f"by a linear model with an accuracy of {issues.accuracy:.0%}"
+        return [f"{issues.count:,} likely label errors, found {method} (suspects.csv)"]
+    return (
+        [f"no likely label errors: {issues.no_issues_reason}"]
+        if issues.rows_examined and issues.no_issues_reason
+        else []
+    )
 
 
 def format_merged_labels(labels: Mapping[str, LabelReport]) -> list[str]:

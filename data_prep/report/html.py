@@ -57,7 +57,7 @@ def write(path: Path, report: DataReport, prepared: PreparedData, issues: list[L
         labels=make_label_bars(report.labels),
         lengths=make_token_histogram(report.tokens),
         pairs=make_pair_views(prepared),
-        suspects=[(issue, make_row_view(issue.row, prepared)) for issue in issues[:MAX_LABEL_ISSUES_SHOWN]],
+        label_issues=[(issue, make_row_view(issue.row, prepared)) for issue in issues[:MAX_LABEL_ISSUES_SHOWN]],
         fields=make_field_bars(report, prepared),
         notes=console.format_notes(report),
         slices={name: make_split_bars(entry.values) for name, entry in report.slices.items()},

@@ -54,7 +54,7 @@ def describe_split(prepared: PreparedData) -> SplitReport:
         by=_describe_split_method(prepared),
         cut=prepared.assignment.test_from,
         rows_without_group=_count_rows_without_group(prepared),
-        shares=split.compute_deviations(prepared.table, prepared.assignment, prepared.label_sets),
+        fractions=split.compute_deviations(prepared.table, prepared.assignment, prepared.label_sets),
     )
 
 
@@ -62,7 +62,7 @@ def describe_near_duplicates(prepared: PreparedData) -> NearDuplicateSettings:
     """Return the settings of the search for near-duplicates."""
     settings = prepared.recipe.data.deduplicate
     return NearDuplicateSettings(
-        threshold=settings.near, shingle=settings.shingle, found_at_threshold=round(minhash.recall(settings.near), 6)
+        threshold=settings.near, shingle=settings.shingle, recall_at_threshold=round(minhash.recall(settings.near), 6)
     )
 
 
@@ -176,7 +176,7 @@ def count_personal_data(prepared: PreparedData) -> dict[str, PersonalDataReport]
         summary[kind] = PersonalDataReport(
             rows=len(rows),
             redacted=kind in prepared.recipe.privacy.redact,
-            at=[prepared.table.location(int(row)) for row in rows[:MAX_LOCATIONS]],
+            locations=[prepared.table.location(int(row)) for row in rows[:MAX_LOCATIONS]],
         )
     return summary
 
@@ -191,10 +191,10 @@ def describe_slices(prepared: PreparedData, counts: SliceCounts) -> dict[str, Sl
     slices: dict[str, SliceReport] = {}
     columns = slice_columns(prepared.recipe)
     for index, (name, spec) in enumerate(prepared.recipe.data.slices.items()):
-        known: dict[str, int] = {}
+        extra: dict[str, int] = {}
         if isinstance(spec, NotInTrain) and (prepared.table.columns["given_split"] == TEST).any():
-            known["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
-        slices[name] = SliceReport(of=columns[name], values=counts[name], **known)
+            extra["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
+        slices[name] = SliceReport(column=columns[name], values=counts[name], **extra)
     return slices
 
 

@@ -131,7 +131,7 @@ def _extract_slot(entry: object, number: int, text: str, slots: Slots, cut_field
         raise UnusableRowError("bad_slots", f"slot {number} ({name}) has no place in the text: {to_text(entry)[:60]}")
     text_end += slots.end_inclusive
     if not 0 <= text_start < text_end <= len(text):
-        message = f"slot {number} ({name}) is said to stand from {text_start} to {text_end} of {len(text)} characters"
+        message = f"slot {number} ({name}) is given as {text_start} to {text_end} of {len(text)} characters"
         raise UnusableRowError("bad_slots", message)
     if is_inside_word(text, text_start) or is_inside_word(text, text_end):
         cut_fields.add(name)

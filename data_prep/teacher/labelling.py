@@ -105,9 +105,9 @@ def estimate_lines(recipe: Recipe, data: Path, runs: Path) -> list[str]:
     )
     pending = teacher_requests.list_pending()
     cached_note = f", {len(ranked) - len(pending):,} of them have answers" if len(pending) < len(ranked) else ""
-    lines = [f"would ask {name} for labels of {len(ranked):,} of {pool.n_read:,} unlabelled rows{cached_note}"]
+    lines = [f"would request labels from {name} for {len(ranked):,} of {pool.n_read:,} unlabelled rows{cached_note}"]
     if teacher_requests.price is None:
-        return [*lines, f"cost      {name}: not known, as it is a stand-in on this machine"]
+        return [*lines, f"cost      {name}: unknown, because it is a stand-in on this machine"]
     estimate = estimate_cost(pending, teacher_requests.price)
     return [
         *lines,

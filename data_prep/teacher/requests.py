@@ -44,7 +44,8 @@ class TeacherRequests:
     def spent_usd(self) -> float:
         """Return the cost of all teachers of the recipe so far, possible charges included."""
         return sum(
-            (response.usd or 0.0) + response.unsure_usd for response in response_cache.read_responses(self.cache_path)
+            (response.usd or 0.0) + response.possibly_charged_usd
+            for response in response_cache.read_responses(self.cache_path)
         )
 
     def list_pending(self) -> list[RowRequest]:

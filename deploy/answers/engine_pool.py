@@ -115,9 +115,12 @@ class EnginePool:
     ) -> AsyncIterator[EngineResponse]:
         """Yield the response to a request. Raise RequestError (503) if no engine gives one."""
         payload = data.getvalue() if data is not None else None
-        tried: list[Engine] = []
-        while len(tried) < MAX_ATTEMPTS and (engine := self._choose_engine(model, tried)) is not None:
-            tried.append(engine)
+        attempted_engines: list[Engine] = []
+        while (
+            len(attempted_engines) < MAX_ATTEMPTS
+            and (engine := self._choose_engine(model, attempted_engines)) is not None
+        ):
+            attempted_engines.append(engine)
             body: dict[str, Any] = {"json": json} if payload is None else {"data": BytesIO(payload)}
             with engine.count_request():
                 async with AsyncExitStack() as stack:
@@ -135,15 +138,15 @@ class EnginePool:
                     engine.record_data()
                     yield EngineResponse(response, chunks, engine)
                     return
-        problem = f"{len(tried)} engines failed" if tried else "no engine can answer now"
+        problem = f"{len(attempted_engines)} engines failed" if attempted_engines else "no engine can answer now"
         raise RequestError(503, "overloaded_error", f"{problem}; send the request again", retry_seconds=5)
 
-    def _choose_engine(self, model: str, tried: Sequence[Engine]) -> Engine | None:
+    def _choose_engine(self, model: str, attempted_engines: Sequence[Engine]) -> Engine | None:
         """Return the engine with the fewest requests in flight; a suspect one only if there is no other."""
         available = [
             engine
             for engine in self.engines
-            if engine.session is not None and model in engine.models and engine not in tried
+            if engine.session is not None and model in engine.models and engine not in attempted_engines
         ]
         # Of engines with equal load, the one with fewer requests so far: they take turns.
         return min(

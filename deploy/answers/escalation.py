@@ -154,7 +154,7 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
     if problem := _find_unsupported(system, baseline):
         return NoEscalation("no_api_model", f"{name} {problem}; name another one (route.baseline)")
     if skipped := catalog.skipped_systems([system], recipe):
-        return NoEscalation("no_api_model", skipped[0].why)
+        return NoEscalation("no_api_model", skipped[0].reason)
     if unknown_prices := pricing.find_unknown_prices([baseline]):
         return NoEscalation("no_api_model", unknown_prices[0])
     if not recipe.route.mirror and (problem := _find_threshold_problem(task)):
@@ -192,7 +192,7 @@ def _find_threshold_problem(task: Task) -> str | None:
     if not task.routing.matches_target(task.recipe.route):
         return "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
     if task.routing.threshold is None:
-        return task.routing.why_none or "routing.json has no threshold"
+        return task.routing.no_threshold_reason or "routing.json has no threshold"
     return None
 
 

@@ -119,6 +119,7 @@ def _describe_routing(deployment: Deployment) -> str:
     budget = f"at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
     if route.mirror:
         limit = f", for {budget}" if budget else ""
-        return f"before the switch: {api_model.name} answers{limit}; {route.mirror:.1%} are also answered here, aside"
+        mirror = f"{route.mirror:.1%} are also answered here, for comparison"
+        return f"before the switch: {api_model.name} answers{limit}; {mirror}"
     limit = f", {budget}" if budget else ""
     return f"below a confidence of {deployment.task.routing.threshold:.4f} {api_model.name} answers{limit}"

@@ -219,7 +219,7 @@ class Gateway:
         silent_seconds = self._silent_seconds()
         self.proxy_state.engine_responds = silent_seconds < self.hang_seconds / 2
         if silent_seconds >= self.hang_seconds:
-            return f"hangs: it was asked and has sent nothing for {silent_seconds:.0f} s (serve.hang_seconds)"
+            return f"hangs: it has requests and has sent nothing for {silent_seconds:.0f} s (serve.hang_seconds)"
         return None
 
     def _silent_seconds(self) -> float:

@@ -130,11 +130,11 @@ class PoolGateway:
         return [
             (registry_dir, version)
             for registry_dir in self.registry_dirs
-            for version in self._wanted_versions(registry_dir.name)
+            for version in self._required_versions(registry_dir.name)
             if f"{registry_dir.name}@{version}" not in engine.models | engine.refused.keys()
         ]
 
-    def _wanted_versions(self, name: str) -> list[str]:
+    def _required_versions(self, name: str) -> list[str]:
         """Return the active version of a model and the one that replaces it."""
         versions = (self.proxy_state.versions.get(name), self.candidates.get(name))
         return list(dict.fromkeys(version for version in versions if version is not None))
@@ -227,13 +227,13 @@ class PoolGateway:
     async def unload_old_versions(self) -> None:
         """Unload adapters that the gateway loaded and no longer needs, once they have no requests in flight."""
         await self.deployments.close_retired()
-        wanted = {
+        required = {
             f"{registry_dir.name}@{version}"
             for registry_dir in self.registry_dirs
-            for version in self._wanted_versions(registry_dir.name)
+            for version in self._required_versions(registry_dir.name)
         }
         for engine in self.pool.engines:
-            for name in engine.loaded - wanted:
+            for name in engine.loaded - required:
                 if self.proxy_state.in_flight[name] or engine.session is None:
                     continue
                 engine.models.discard(name)

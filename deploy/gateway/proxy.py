@@ -314,7 +314,7 @@ def _apply_limits(fields: model_names.Fields, limits: Limits) -> dict[str, int]:
     n_answers = model_names.count_prompts(fields) * max(1.0, model_names.read_number(fields, "n") or 1.0)
     if n_answers > limits.sequences:
         message = (
-            f"{n_answers:.0f} answers were asked for at once, and {limits.sequences} may be (serve.limits.sequences)"
+            f"{n_answers:.0f} answers were requested together, and {limits.sequences} may be (serve.limits.sequences)"
         )
         raise RequestError(413, "request_too_large", message)
     if limits.answer_tokens is None:

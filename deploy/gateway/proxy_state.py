@@ -72,7 +72,7 @@ class ProxyState:
             (self.in_flight_by_client.total(), limits.requests, ""),
         ):
             if count >= limit:
-                message = f"{count} requests {scope}are on their way, and no more are taken at once"
+                message = f"{count} requests {scope}are in flight, and no more are accepted concurrently"
                 raise RequestError(429, "rate_limit_error", message, 2)
         self.in_flight_by_client[client] += 1
         try:

@@ -33,7 +33,7 @@ class Feedback:
     """The right answer."""
 
     @property
-    def is_right(self) -> bool:
+    def is_correct(self) -> bool:
         """True if the answer given is the right one."""
         return self.digest == self.record.digest
 
@@ -49,8 +49,8 @@ def write_feedback(entries: list[Feedback]) -> None:
         if entry.record.recorded:
             corrections.setdefault((entry.deployment.registry_dir, entry.record.day), {})[entry.record.name] = entry
     for (registry_dir, day), by_name in corrections.items():
-        right_answers = {name: entry.value for name, entry in by_name.items()}
-        traffic_record.correct_rows(next(iter(by_name.values())).deployment.task, registry_dir, day, right_answers)
+        correct_answers = {name: entry.value for name, entry in by_name.items()}
+        traffic_record.correct_rows(next(iter(by_name.values())).deployment.task, registry_dir, day, correct_answers)
 
 
 def _to_line(entry: Feedback) -> dict[str, object]:
@@ -62,7 +62,7 @@ def _to_line(entry: Feedback) -> dict[str, object]:
         "kept": record.kept,
         "mirrored": record.mirrored,
         "confidence": record.confidence,
-        "right": entry.is_right,
+        "right": entry.is_correct,
         "right_digest": entry.digest,
     }
 

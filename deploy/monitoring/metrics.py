@@ -63,19 +63,19 @@ class Metrics:
         self._drift = self._gauge("drift", description, "model", "version", "of")
         description = "Right answers that came by POST /v1/feedback."
         self._feedback = self._counter("feedback", description, "model", "by", "right")
-        description = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
+        description = (
+            "API answers to inputs that the deployed model answered too (route.mirror), by whether both agree."
+        )
         self._mirrored = self._counter("mirrored", description, "model", "result")
         self._ready = self._gauge("ready", "1 while requests are passed on.")
-        self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
+        self._in_flight = self._gauge("requests_in_flight", "Requests in flight.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
         description = (
             "Requests to engines (serve.engines) by result; one that broke off or failed goes to another engine."
         )
         self._engine_requests = self._counter("engine_requests", description, "engine", "result")
         self._engine_up = self._gauge("engine_up", "1 for an engine that answers requests.", "engine")
-        self._engine_in_flight = self._gauge(
-            "engine_requests_in_flight", "Requests on their way to an engine.", "engine"
-        )
+        self._engine_in_flight = self._gauge("engine_requests_in_flight", "Requests in flight to an engine.", "engine")
         description = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
         self._spent_usd = self._gauge("api_month_usd", description, "model")
         self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
@@ -117,9 +117,9 @@ class Metrics:
         """Count a mirrored input by its result."""
         self._mirrored.labels(model, result).inc()
 
-    def count_feedback(self, model: str, answered_by: str, is_right: bool) -> None:
+    def count_feedback(self, model: str, answered_by: str, is_correct: bool) -> None:
         """Count a right answer from feedback."""
-        self._feedback.labels(model, answered_by, str(is_right).lower()).inc()
+        self._feedback.labels(model, answered_by, str(is_correct).lower()).inc()
 
     def set_state(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Set readiness, requests in flight and active versions."""

@@ -120,9 +120,9 @@ class Monitor:
         self._stopped.set()
         await self.write(write_all=True)
 
-    def record_feedback(self, task: Task, record: AnswerRecord, is_right: bool) -> None:
+    def record_feedback(self, task: Task, record: AnswerRecord, is_correct: bool) -> None:
         """Count a right answer from feedback."""
-        self.metrics.count_feedback(task.name, LOCAL if record.local else "api", is_right)
+        self.metrics.count_feedback(task.name, LOCAL if record.local else "api", is_correct)
 
     def update_drift(self, tasks: Mapping[str, Deployment]) -> None:
         """Set the drift metrics from the answers that this process saw today.

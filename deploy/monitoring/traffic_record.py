@@ -284,10 +284,10 @@ def map_texts(value: object, hide: Callable[[str], str]) -> object:
     return hide(value) if isinstance(value, str) else value
 
 
-def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, object]) -> None:
+def correct_rows(task: Task, registry_dir: Path, day: int, correct_answers: Mapping[str, object]) -> None:
     """Replace recorded rows by rows with the right answers.
 
-    `right_answers` maps names of answer ids (deploy/answers/answer_ids.py) to right answers, for answers given on
+    `correct_answers` maps names of answer ids (deploy/answers/answer_ids.py) to right answers, for answers given on
     `day`. A row stays unchanged if its columns differ from the task's, or if the right answer contains personal data:
     the input has numbered placeholders, and which one stands for that data is unknown. Call it in a thread. Raise
     StageError if the file cannot be written.
@@ -296,11 +296,11 @@ def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mappin
     if not path.is_file():
         return
     with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-        recorded_rows = _find_rows(path, id_column(task.recipe), right_answers)
+        recorded_rows = _find_rows(path, id_column(task.recipe), correct_answers)
         corrected = {
             name: row
             for name, rows in recorded_rows.items()
-            if (row := _correct_row(task, name, rows[-1].row, right_answers[name]))
+            if (row := _correct_row(task, name, rows[-1].row, correct_answers[name]))
         }
         for name, row in corrected.items():
             shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(corrected)[-1])

@@ -41,19 +41,20 @@ class PendingBatch:
 
     name: str
     id: str | None
-    began: str
+    started: str
+    """UTC time; `began` in the file."""
     wire: ApiFormat
     base_url: str | None
     structured: StructuredOutput
     json_schema: Mapping[str, Any] | None
     """The schema for parsing responses: all requests of a batch share one."""
-    strangers: tuple[str, ...]
-    """Ids that were taken for this batch and turned out to belong to others."""
+    foreign_batch_ids: tuple[str, ...]
+    """`strangers` in the file: ids that were taken for this batch and turned out to belong to others."""
     keys: Mapping[str, Mapping[str, Any]]
 
     def started_at(self) -> datetime:
         """Return the start time."""
-        return datetime.fromisoformat(self.began)
+        return datetime.fromisoformat(self.started)
 
 
 class _StopError(Exception):
@@ -98,7 +99,7 @@ async def collect_batches(session: CollectSession, poll_seconds: float, log: Cal
         except _StopError as error:
             return str(error)
     if n_failed:
-        return f"{n_failed:,} requests brought no answer in their batch; the next run asks for them again"
+        return f"{n_failed:,} requests brought no answer in their batch; the next run requests them again"
     return None
 
 
@@ -111,7 +112,8 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
         return None
     try:
         payload = atomic_files.read_json(path)
-        pending = PendingBatch(**{**payload, "strangers": tuple(payload["strangers"])})
+        renamed = {"started": payload.pop("began"), "foreign_batch_ids": tuple(payload.pop("strangers"))}
+        pending = PendingBatch(**payload, **renamed)
     except (ValueError, TypeError, KeyError) as error:
         raise StageError(
             f"{path} does not name the batch that was started: {error}; remove the file to give up the batch",
@@ -128,7 +130,8 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
 
 
 def _write_pending(path: Path, pending: PendingBatch) -> None:
-    atomic_files.write_json(path, asdict(pending))
+    keys = {"started": "began", "foreign_batch_ids": "strangers"}
+    atomic_files.write_json(path, {keys.get(name, name): value for name, value in asdict(pending).items()})
 
 
 async def _resume_batch(client: object, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
@@ -137,10 +140,15 @@ async def _resume_batch(client: object, session: CollectSession, pending: Pendin
     if pending.id is None:
         ids = list(pending.keys)
         batch_id = await batch_client.find_batch(
-            client, session.backend, pending.name, pending.started_at(), ids, foreign_batch_ids=pending.strangers
+            client,
+            session.backend,
+            pending.name,
+            pending.started_at(),
+            ids,
+            foreign_batch_ids=pending.foreign_batch_ids,
         )
         if isinstance(batch_id, AttemptFailure):
-            raise _StopError(f"nobody knows whether a batch was made on {pending.began}: {batch_id.error}")
+            raise _StopError(f"it is unknown whether a batch was created on {pending.started}: {batch_id.error}")
         if batch_id is None:
             path.unlink()
             return None
@@ -181,12 +189,12 @@ async def _submit_batch(client: object, session: CollectSession, requests: Seque
     pending = PendingBatch(
         name=f"insource-{uuid.uuid4().hex}",
         id=None,
-        began=utc_timestamp(),
+        started=utc_timestamp(),
         wire=backend.api_format,
         base_url=backend.base_url,
         structured=backend.structured,
         json_schema=requests[0].constraint.json_schema,
-        strangers=(),
+        foreign_batch_ids=(),
         keys={request.id: _describe_request(session, request) for request in requests},
     )
     _write_pending(path, pending)
@@ -254,11 +262,11 @@ def _store_results(
                 metadata["repeat"],
                 metadata["request_sha256"],
                 completion,
-                requested_at=pending.began,
+                requested_at=pending.started,
                 error=failure.error if failure else None,
                 final=not retry_later,
                 usd=usd,
-                unsure_usd=possibly_charged_usd,
+                possibly_charged_usd=possibly_charged_usd,
                 batch=True,
                 refused=failure is not None and failure.refused,
             )
@@ -290,7 +298,7 @@ def _discard_foreign_id(session: CollectSession, pending: PendingBatch) -> Pendi
     """Return the pending batch without an id that belongs to another batch."""
     assert pending.id is not None
     _release_budget(session, pending.keys)
-    pending = replace(pending, id=None, strangers=(*pending.strangers, pending.id))
+    pending = replace(pending, id=None, foreign_batch_ids=(*pending.foreign_batch_ids, pending.id))
     _write_pending(batch_file_path(session.cache.path), pending)
     return pending
 

@@ -110,12 +110,12 @@ def collect(
     if budget_exhausted and budget is not None:
         reason = f"the next call could exceed budget_usd {budget.limit_usd:g}"
     if refused := [response for response in session.answers.values() if response.refused]:
-        reason = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
+        reason = f"{len(refused):,} refused because of their parameters, the last: {refused[-1].error}"
     reused = sum(response.reused for response in session.answers.values())
     return CollectResult(
         answers=session.answers,
         complete=reason is None,
-        why_incomplete=reason and f"asked {len(session.answers):,} of {len(row_requests):,}: {reason}",
+        why_incomplete=reason and f"queried {len(session.answers):,} of {len(row_requests):,}: {reason}",
         n_requested=len(session.answers) - reused,
         n_reused=reused,
         n_retries=retries,
@@ -158,7 +158,7 @@ def sum_cached_cost_usd(
     keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
-        (response.usd or 0.0) + response.unsure_usd
+        (response.usd or 0.0) + response.possibly_charged_usd
         for response in response_cache.read_responses(cache_path)
         if response.key in keys
     )
@@ -263,7 +263,7 @@ def _make_response(session: CollectSession, result: RequestResult) -> CachedResp
         final=not (result.retryable or result.refused),
         refused=result.refused,
         usd=system_budget.usd(completion) if system_budget and completion else None,
-        unsure_usd=system_budget.possibly_charged_usd.pop(result.id, 0.0) if system_budget else 0.0,
+        possibly_charged_usd=system_budget.possibly_charged_usd.pop(result.id, 0.0) if system_budget else 0.0,
         latency_seconds=result.latency_seconds,
         attempt_latencies_seconds=result.attempt_latencies_seconds,
     )

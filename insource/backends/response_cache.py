@@ -25,6 +25,9 @@ from insource.backends.types import Completion, Usage
 from insource.config.errors import StageError
 from insource.system import append_only
 
+# Fields whose key in the file has another name.
+_FILE_KEYS = {"possibly_charged_usd": "unsure_usd", "requested_at": "asked"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachedResponse:
@@ -51,10 +54,10 @@ class CachedResponse:
     """False: a transient error, for which another invocation may retry."""
     usd: float | None
     """Cost of the answer by its tokens; None without an answer or a known price."""
-    unsure_usd: float = 0.0
+    possibly_charged_usd: float = 0.0
     """Upper bound of attempts without a response that may have been charged."""
     batch: bool
-    asked: str
+    requested_at: str
     refused: bool = False
     """Whether it was refused because of its configuration: no answer, and not a wrong one either."""
     probabilities: Mapping[str, float] | None = None
@@ -112,14 +115,16 @@ def open_cache(path: Path) -> Iterator[ResponseCache]:
 def read_responses(path: Path) -> list[CachedResponse]:
     """Return the lines of a cache that may be open elsewhere, in order; none if there is no file.
 
-    Possible charges of attempts without a known response are added to `unsure_usd`, of a line without an answer if the
-    key has no line.
+    Possible charges of attempts without a known response are added to `possibly_charged_usd`. If the key has no line,
+    that is a line without an answer.
     """
     responses = _parse_lines(path.read_bytes(), path)[0] if path.is_file() else []
     last_index = {response.key: index for index, response in enumerate(responses)}
     for key, usd in attempt_log.read_unsettled_usd(path).items():
         if (index := last_index.get(key)) is not None:
-            responses[index] = replace(responses[index], unsure_usd=responses[index].unsure_usd + usd)
+            responses[index] = replace(
+                responses[index], possibly_charged_usd=responses[index].possibly_charged_usd + usd
+            )
         else:
             responses.append(_make_unanswered_response(key, usd))
     return responses
@@ -150,7 +155,7 @@ def make_cached_response(
     error: str | None = None,
     final: bool = True,
     usd: float | None = None,
-    unsure_usd: float = 0.0,
+    possibly_charged_usd: float = 0.0,
     batch: bool = False,
     refused: bool = False,
     latency_seconds: float | None = None,
@@ -176,9 +181,9 @@ def make_cached_response(
         error=error,
         final=final,
         usd=usd,
-        unsure_usd=unsure_usd,
+        possibly_charged_usd=possibly_charged_usd,
         batch=batch,
-        asked=requested_at,
+        requested_at=requested_at,
         refused=refused,
         probabilities=completion.probabilities if completion else None,
         field_log_probability=completion.field_log_probability if completion else None,
@@ -187,14 +192,16 @@ def make_cached_response(
 
 def to_json_line(response: CachedResponse) -> str:
     """Return a response as its JSON line."""
-    payload = {name: value for name, value in asdict(response).items() if name != "reused"}
+    payload = {_FILE_KEYS.get(name, name): value for name, value in asdict(response).items() if name != "reused"}
     return json.dumps(payload, ensure_ascii=False) + "\n"
 
 
 def _make_unanswered_response(key: str, usd: float) -> CachedResponse:
     """Return the line for a request that was sent and has no known response."""
-    error = "the process that asked ended before an answer was written down"
-    return make_cached_response(key, key, 0, "", None, requested_at="", error=error, final=False, unsure_usd=usd)
+    error = "the process ended before it wrote an answer"
+    return make_cached_response(
+        key, key, 0, "", None, requested_at="", error=error, final=False, possibly_charged_usd=usd
+    )
 
 
 def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
@@ -223,6 +230,6 @@ def _parse_response(payload: object) -> CachedResponse:
     """Return the response of a line. Raise TypeError if it is malformed."""
     if not isinstance(payload, dict) or not {"key", "id", "repeat", "final"} <= payload.keys():
         raise TypeError("it lacks what an answer has")
-    field_names = {field.name for field in fields(CachedResponse)}
-    values = {name: value for name, value in payload.items() if name in field_names}
+    names = {_FILE_KEYS.get(field.name, field.name): field.name for field in fields(CachedResponse)}
+    values = {names[key]: value for key, value in payload.items() if key in names}
     return CachedResponse(**{**values, "attempt_latencies_seconds": tuple(values.get("attempt_latencies_seconds", ()))})

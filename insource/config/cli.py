@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUNS_HINT = "RUNS=<folder> (or --runs) keeps runs elsewhere"
 NO_LOCKS_HINT = (
-    "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, "
+    "the file system keeps no locks, without which two processes might write concurrently; RUNS=<folder> keeps runs, "
     "and REGISTRY=<folder> the registry, on one that does"
 )
 OS_ERROR_HINTS = {

@@ -32,7 +32,7 @@ class ApiKey:
 
     def belongs_to(self, host: str) -> bool:
         """Return whether a host gets the key by default."""
-        return any(host == own or host.endswith(f".{own}") for own in self.hosts)
+        return any(host == domain or host.endswith(f".{domain}") for domain in self.hosts)
 
 
 @dataclass(frozen=True)

@@ -35,40 +35,40 @@ def logit(log_probability: float) -> float:
     return clipped - log(-expm1(clipped))
 
 
-def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Platt | None:
+def fit_platt(log_probabilities: Sequence[float], correct: Sequence[bool]) -> Platt | None:
     """Return the scale fitted to answers; None if all answers are right or all are wrong.
 
     scikit-learn's default penalty (C=1) stays. With some hundred rows it changes the scale little. If right and wrong
     answers are separable, it keeps the scale from becoming a step. Raises ValueError if the lengths differ.
     """
-    if len(log_probabilities) != len(right):
-        raise ValueError(f"{len(log_probabilities)} log-probabilities are given for {len(right)} answers")
-    if len({bool(value) for value in right}) < 2:
+    if len(log_probabilities) != len(correct):
+        raise ValueError(f"{len(log_probabilities)} log-probabilities are given for {len(correct)} answers")
+    if len({bool(value) for value in correct}) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 
     logits = np.array([[logit(log_probability)] for log_probability in log_probabilities])
-    model = LogisticRegression(max_iter=1000).fit(logits, np.asarray(right, dtype=bool))
+    model = LogisticRegression(max_iter=1000).fit(logits, np.asarray(correct, dtype=bool))
     return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
-def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> dict[str, object]:
+def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int = 10) -> dict[str, object]:
     """Return the expected calibration error, and confidence and accuracy in bins of equal size.
 
     {"n", "ece", "bins": [{"low", "high", "n", "confidence", "accuracy", "ci_low", "ci_high"}]}: low and high are the
     smallest and largest confidence of a bin. ci_low and ci_high are Wilson's 95% interval of its accuracy. Equal
     confidences share a bin, so there may be fewer bins. Raises ValueError without rows, or if the lengths differ.
     """
-    if not len(right) or len(confidences) != len(right):
-        raise ValueError(f"{len(confidences)} confidences are given for {len(right)} answers; give one for each")
+    if not len(correct) or len(confidences) != len(correct):
+        raise ValueError(f"{len(confidences)} confidences are given for {len(correct)} answers; give one for each")
     ordered = np.asarray(confidences, dtype=np.float64)
     order = np.argsort(ordered, kind="stable")
-    ordered, correct = ordered[order], np.asarray(right, dtype=np.float64)[order]
+    ordered, ordered_correct = ordered[order], np.asarray(correct, dtype=np.float64)[order]
     starts = np.searchsorted(ordered, ordered[np.arange(bins) * len(ordered) // bins], side="left")
     groups = np.split(np.arange(len(ordered)), np.unique(starts)[1:])
     bin_stats = []
     for indices in groups:
-        accuracy = float(correct[indices].mean())
+        accuracy = float(ordered_correct[indices].mean())
         low, high = wilson(accuracy, len(indices), ALPHA)
         bin_stats.append(
             {

@@ -97,14 +97,14 @@ def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) ->
     return TwoSampleResult(total_variation(reference, current), p_value)
 
 
-def binomial_p_value(right: int, n: int, promised: float) -> float:
-    """Return the one-sided exact binomial p-value of at most `right` of n, if the true proportion is `promised`.
+def binomial_p_value(correct: int, n: int, promised: float) -> float:
+    """Return the one-sided exact binomial p-value of at most `correct` of n, if the true proportion is `promised`.
 
     The p-value is 1 if n is 0.
     """
     from scipy.stats import binom
 
-    return float(binom.cdf(right, n, promised)) if n else 1.0
+    return float(binom.cdf(correct, n, promised)) if n else 1.0
 
 
 def find_largest_change(reference: Mapping[str, int], current: Mapping[str, int]) -> tuple[str, float, float]:

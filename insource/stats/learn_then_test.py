@@ -39,7 +39,7 @@ class Claim(Protocol):
     def p_value(self, scores: Array) -> float:
         """Return the probability of scores as good as these, or better, if the claim is false."""
 
-    def expected_moments(self, right: Array) -> tuple[Array, Array]:
+    def expected_moments(self, correct: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of scores, for these proportions of right answers."""
 
     def padded_moments(self, scores: Array) -> tuple[float, float]:
@@ -72,8 +72,8 @@ class MeanAbove:
             return float(binom.sf(np.sum(scores) - 1, n, self.target))
         return hoeffding_bentkus(float(np.mean(scores)), n, self.target)
 
-    def expected_moments(self, right: Array) -> tuple[Array, Array]:
-        return right, np.sqrt(right * (1 - right))
+    def expected_moments(self, correct: Array) -> tuple[Array, Array]:
+        return correct, np.sqrt(correct * (1 - correct))
 
     def padded_moments(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [0.0, 1.0])
@@ -106,9 +106,9 @@ class NonInferior:
             raise ValueError("scores of a paired comparison are 1, 0 and -1")
         return difference_p_value(won, lost, len(scores), self.margin)
 
-    def expected_moments(self, right: Array) -> tuple[Array, Array]:
+    def expected_moments(self, correct: Array) -> tuple[Array, Array]:
         # The other system does not answer validation rows: assume the same proportion, independently.
-        return np.zeros_like(right), np.sqrt(2 * right * (1 - right))
+        return np.zeros_like(correct), np.sqrt(2 * correct * (1 - correct))
 
     def padded_moments(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [-1.0, 1.0])
@@ -159,15 +159,15 @@ def count_kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[n
 
 
 def find_start(
-    claim: Claim, thresholds: Sequence[float], confidences: Array, right: Array, rows: int, alpha: float
+    claim: Claim, thresholds: Sequence[float], confidences: Array, correct: Array, rows: int, alpha: float
 ) -> int:
     """Return the index of the threshold with the highest probability to pass, for `rows` calibration rows.
 
-    `confidences` and `right` are of validation rows. A stricter threshold keeps too few rows to show the claim, and a
+    `confidences` and `correct` are of validation rows. A stricter threshold keeps too few rows to show the claim, and a
     fixed sequence ends at its first failure.
     """
     order = np.argsort(-confidences, kind="stable")
-    hits = np.append(0.0, np.cumsum(right[order]))
+    hits = np.append(0.0, np.cumsum(correct[order]))
     counts = count_kept(confidences, thresholds)
     # One right and one wrong row are added, so that the strictest rows do not look certain.
     mean, deviation = claim.expected_moments((hits[counts] + 1) / (counts + 2))

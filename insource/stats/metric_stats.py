@@ -57,9 +57,9 @@ def mean_metric(scores: Sequence[float]) -> MetricStats:
     return MetricStats(np.column_stack([values, np.ones_like(values)]), mean)
 
 
-def micro_f1_metric(right: Sequence[float], predicted: Sequence[float], expected: Sequence[float]) -> MetricStats:
+def micro_f1_metric(correct: Sequence[float], predicted: Sequence[float], expected: Sequence[float]) -> MetricStats:
     """Return micro F1: F1 over the predicted and expected counts of all rows together."""
-    return MetricStats(np.column_stack([right, predicted, expected]).astype(np.float64), micro_f1)
+    return MetricStats(np.column_stack([correct, predicted, expected]).astype(np.float64), micro_f1)
 
 
 def macro_f1_metric(targets: Sequence[int], predictions: Sequence[int], n_labels: int) -> MetricStats:
@@ -87,10 +87,10 @@ def multilabel_macro_f1_metric(
     """
     from scipy.sparse import csr_array
 
-    right = [expected & predicted for expected, predicted in zip(targets, predictions, strict=True)]
+    correct = [expected & predicted for expected, predicted in zip(targets, predictions, strict=True)]
     cells = [
         (row, part * n_labels + label)
-        for part, sets in enumerate((right, predictions, targets))
+        for part, sets in enumerate((correct, predictions, targets))
         for row, row_labels in enumerate(sets)
         for label in row_labels
     ]
@@ -101,12 +101,12 @@ def multilabel_macro_f1_metric(
     return MetricStats(counts, macro_f1)
 
 
-def precision_recall(right: int, predicted: int, expected: int) -> dict[str, float]:
+def precision_recall(correct: int, predicted: int, expected: int) -> dict[str, float]:
     """Return {"precision", "recall", "f1", "n"} from counts; n is `expected`. Undefined values are 0."""
     return {
-        "precision": right / predicted if predicted else 0.0,
-        "recall": right / expected if expected else 0.0,
-        "f1": 2 * right / (predicted + expected) if predicted + expected else 0.0,
+        "precision": correct / predicted if predicted else 0.0,
+        "recall": correct / expected if expected else 0.0,
+        "f1": 2 * correct / (predicted + expected) if predicted + expected else 0.0,
         "n": expected,
     }
 
@@ -125,9 +125,9 @@ def micro_f1(sums: Array) -> Array:
 
 def macro_f1(sums: Array) -> Array:
     """Return the mean over labels of 2 right / (predicted + expected), without labels whose counts are 0."""
-    right, predicted, expected = np.split(sums, 3, axis=1)
+    correct, predicted, expected = np.split(sums, 3, axis=1)
     total = predicted + expected
     occurs = total > 0
-    f1 = np.where(occurs, 2 * right / np.maximum(total, 1e-12), 0.0)
+    f1 = np.where(occurs, 2 * correct / np.maximum(total, 1e-12), 0.0)
     mean_f1: Array = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
     return mean_f1

@@ -191,9 +191,9 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
     label_indices = {label: index for index, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
     expected = [label_indices[target] for target in targets]
     predicted = [-1 if answer.problem is not None else label_indices[answer.value] for answer in answers]
-    right = [float(a == b) for a, b in zip(expected, predicted, strict=True)]
+    correct = [float(a == b) for a, b in zip(expected, predicted, strict=True)]
     return {
-        "accuracy": metric_stats.mean_metric(right),
+        "accuracy": metric_stats.mean_metric(correct),
         "macro_f1": metric_stats.macro_f1_metric(expected, predicted, len(label_indices)),
     }
 

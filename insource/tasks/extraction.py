@@ -297,12 +297,13 @@ def _count_rows(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Seque
 
 def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     valid = [float(answer.problem is None) for answer in answers]
-    right, predicted, expected = (
-        [float(sum(count[key] for count in row.values.values())) for row in rows] for key in ("right", "said", "n")
+    correct, predicted, expected = (
+        [float(sum(count[key] for count in row.values.values())) for row in rows]
+        for key in ("correct", "n_predicted", "n")
     )
     return {
         "exact_match": metric_stats.mean_metric([float(a.exact and b) for a, b in zip(rows, valid, strict=True)]),
-        "field_f1": metric_stats.micro_f1_metric(right, predicted, expected),
+        "field_f1": metric_stats.micro_f1_metric(correct, predicted, expected),
         "schema_valid": metric_stats.mean_metric(valid),
     }
 

@@ -231,7 +231,7 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
         raise ValueError("no rows to score")
     predictions = _predicted_labels(answers)
     expected, predicted = (Counter(label for row in rows for label in row) for rows in (targets, predictions))
-    right = Counter(
+    correct = Counter(
         label for row, answer_labels in zip(targets, predictions, strict=True) for label in {*row} & {*answer_labels}
     )
     return {
@@ -239,7 +239,7 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
         **{name: metric.compute_value() for name, metric in compute_metric_stats(spec, targets, answers).items()},
         "invalid": dict(sorted(Counter(answer.problem for answer in answers if answer.problem is not None).items())),
         "per_class": {
-            label: metric_stats.precision_recall(right[label], predicted[label], expected[label])
+            label: metric_stats.precision_recall(correct[label], predicted[label], expected[label])
             for label in spec.labels
             if expected[label] or predicted[label]
         },
@@ -253,13 +253,13 @@ def compute_metric_stats(
     label_indices = {label: index for index, label in enumerate(spec.labels)}
     predictions = _predicted_labels(answers)
     expected, predicted = ([{label_indices[label] for label in row} for row in rows] for rows in (targets, predictions))
-    right = [len(a & b) for a, b in zip(expected, predicted, strict=True)]
+    correct = [len(a & b) for a, b in zip(expected, predicted, strict=True)]
     exact = [
         float(a == b and answer.problem is None) for a, b, answer in zip(expected, predicted, answers, strict=True)
     ]
     return {
         "micro_f1": metric_stats.micro_f1_metric(
-            right, [len(row) for row in predicted], [len(row) for row in expected]
+            correct, [len(row) for row in predicted], [len(row) for row in expected]
         ),
         "macro_f1": metric_stats.multilabel_macro_f1_metric(expected, predicted, len(label_indices)),
         "exact_match": metric_stats.mean_metric(exact),

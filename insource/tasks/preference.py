@@ -257,13 +257,13 @@ def _differs_from_reference(answers: Sequence[ParsedAnswer]) -> bool:
     return any(value[side] != value[f"reference_{side}"] for value in values for side in PAIR_KEYS)
 
 
-def _score_by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
+def _score_by_length(targets: Sequence[Mapping[str, str]], correct: Sequence[float]) -> dict[str, dict[str, float]]:
     """Return the fraction of right rows by which answer is longer.
 
     A model that learns only length fails in one of the groups.
     """
     parts: dict[str, list[float]] = {}
-    for target, value in zip(targets, right, strict=True):
+    for target, value in zip(targets, correct, strict=True):
         longer = len(target["chosen"]) - len(target["rejected"])
         name = "chosen longer" if longer > 0 else "chosen shorter" if longer < 0 else "both as long"
         parts.setdefault(name, []).append(value)

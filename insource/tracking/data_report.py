@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from insource.system import atomic_files
-from insource.tracking.record import Number, StoredRecord
+from insource.tracking.record import Number, StoredRecord, key
 
 REPORT_FILE = "data.json"
 
@@ -54,9 +54,9 @@ class SourceReport(StoredRecord):
 class SplitFractions(StoredRecord):
     """The size of an assigned split, before deduplication."""
 
-    asked: Number
+    requested: Number = key("asked")
     """Requested fraction."""
-    share: Number
+    actual: Number = key("share")
     """Actual fraction."""
     worst_label_deviation: Number
 
@@ -69,7 +69,7 @@ class SplitReport(StoredRecord):
     cut: str | None = None
     """Time from which on rows are test rows; None without a time column."""
     rows_without_group: int = 0
-    shares: Mapping[str, SplitFractions] = {}
+    fractions: Mapping[str, SplitFractions] = key("shares", default={})
     """{split: sizes} of the splits that are not given."""
 
 
@@ -79,7 +79,7 @@ class NearDuplicateSettings(StoredRecord):
     threshold: Number
     """Jaccard similarity; 1 is off."""
     shingle: str
-    found_at_threshold: Number
+    recall_at_threshold: Number = key("found_at_threshold")
     """Probability of finding a pair with that similarity."""
 
 
@@ -144,15 +144,15 @@ class PersonalDataReport(StoredRecord):
 
     rows: int
     redacted: bool
-    at: list[str]
+    locations: list[str] = key("at")
     """First locations."""
 
 
 class SliceReport(StoredRecord):
     """A slice of the recipe."""
 
-    of: str
-    """The column or field."""
+    column: str = key("of")
+    """The column or field name."""
     values: Mapping[str, Mapping[str, int]]
     """{value: {split: rows written}}."""
     test_rows_known_to_given_train: int | None = None
@@ -162,12 +162,12 @@ class SliceReport(StoredRecord):
 class LabelIssueReport(StoredRecord):
     """Likely label errors."""
 
-    rows_looked_at: int
-    found: int
+    rows_examined: int = key("rows_looked_at")
+    count: int = key("found")
     accuracy: Number | None = None
     """Of the linear model, cross-validated."""
     mean_recall: Number | None = None
-    why_none: str = ""
+    no_issues_reason: str = key("why_none", default="")
 
 
 class TeacherRows(StoredRecord):
@@ -238,7 +238,7 @@ class DataReport(StoredRecord):
     straddling: Mapping[str, int] = {}
     """{reason: train rows}."""
     slices: Mapping[str, SliceReport] = {}
-    suspects: LabelIssueReport
+    label_issues: LabelIssueReport = key("suspects")
     teacher: TeacherReport | None = None
     sha256: Mapping[str, str]
     """{file: hash} of all other files."""

@@ -43,7 +43,7 @@ def collect_findings() -> list[tuple[str, str]]:
             "W&B",
             "logged in: runs go online" if is_logged_in() else "not logged in: runs are kept offline, for `wandb sync`",
         ),
-        ("API keys", ", ".join(keys) or "none: closed baselines will be listed as not run"),
+        ("API keys", ", ".join(keys) or "none: API baselines will be listed as not run"),
         (
             "packages",
             ", ".join(f"{package} {version}" for package, version in versions.items() if package in DISPLAYED_PACKAGES),

@@ -29,8 +29,8 @@ class TeacherShare:
     def sentence(self) -> str:
         """Return the sentence on these labels for header and model card."""
         stand_in = " (a stand-in on this machine)" if self.stand_in else ""
-        form = ", learnt as probabilities" if self.soft_labels else ""
-        return f"{self.rows:,} of the {self.train_rows:,} train labels are those of {self.name}{stand_in}{form}"
+        labels_note = ", learnt as probabilities" if self.soft_labels else ""
+        return f"{self.rows:,} of the {self.train_rows:,} train labels are those of {self.name}{stand_in}{labels_note}"
 
 
 def read_teacher_share(recipe: Recipe, data: Path) -> TeacherShare | None:

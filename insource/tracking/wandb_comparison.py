@@ -79,10 +79,12 @@ def build_differences_table(scores: Scores) -> list[list[object]]:
 
 def build_monthly_cost_table(scores: Scores) -> list[list[object]]:
     """Return a table of monthly costs by volume, header first."""
-    names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
-    rows: list[list[Any]] = [["system", *names]]
+    rows: list[list[object]] = [["system", "requests", "tokens", "closed_usd", "owned_usd", "machines"]]
     for name, cost in scores.cost.systems.items():
-        rows += [[name, *(getattr(line, column) for column in names)] for line in cost.monthly]
+        rows += [
+            [name, line.requests, line.tokens, line.api_usd, line.self_hosted_usd, line.machines]
+            for line in cost.monthly
+        ]
     return rows
 
 
@@ -93,6 +95,6 @@ def build_disagreements_table(disagreements: Sequence[Disagreement]) -> list[lis
     names = list(disagreements[0].answers)
     rows: list[list[Any]] = [["id", "input", "target", *names, *(f"{name} right" for name in names)]]
     for disagreement in disagreements[:MAX_DISAGREEMENTS]:
-        answers = [disagreement.answers[name] for name in names] + [disagreement.right[name] for name in names]
+        answers = [disagreement.answers[name] for name in names] + [disagreement.correct[name] for name in names]
         rows.append([disagreement.id, disagreement.input, disagreement.target, *answers])
     return rows

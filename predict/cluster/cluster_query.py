@@ -51,7 +51,7 @@ async def query_rows(execution: JobExecution, engine: WorkerEngine | str) -> Non
         pool.check_node = lambda node_ip: connection.check_node_allowed(node_ip, driver_ip, recipe)
         n_nodes = sum(node["Alive"] for node in ray.nodes())
         log_step("workers", f"{n_workers} on a Ray cluster of {n_nodes} {'node' if n_nodes == 1 else 'nodes'}")
-        async with pool.running():
+        async with pool.run_workers():
             await execution.predict_all(pool.predict, pool.concurrency)
 
 

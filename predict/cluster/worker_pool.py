@@ -73,7 +73,7 @@ class WorkerPool:
         return await pending.prediction
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def run_workers(self) -> AsyncIterator[None]:
         """Run the workers while the block runs. Raise RecipeError and StageError if they cannot."""
         try:
             async with asyncio.TaskGroup() as group:

@@ -61,7 +61,7 @@ class JobExecution:
         routing, n_done = self.task.routing, self.state.counts().rows
         log_step("engine", f"{self.engine_name}; up to {self.job.recipe.compare.concurrency} requests at once")
         if routing.threshold is None:
-            log_step("threshold", f"none, `abstain` is left empty: {routing.why_none}")
+            log_step("threshold", f"none, `abstain` is left empty: {routing.no_threshold_reason}")
         else:
             log_step("threshold", f"abstains below a confidence of {routing.threshold:.4f} (routing.json)")
         if self.layout.names["answer"] != "answer":
@@ -89,7 +89,7 @@ class JobExecution:
         Raise StageError if INPUT changed since the survey.
         """
         if self.is_written():
-            log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 asks anew)")
+            log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 requests them again)")
             self.state.remove()
             return
         counts, survey = self.state.counts(), self.job.survey
@@ -141,7 +141,7 @@ class JobExecution:
             "input": job.survey.files,
             "columns": dict(self.layout.names),
             "threshold": routing.threshold,
-            "why_no_threshold": None if routing.threshold is not None else routing.why_none,
+            "why_no_threshold": None if routing.threshold is not None else routing.no_threshold_reason,
             **counts.to_json(),
             "started": self.started_at,
             "ended": utc_timestamp(),

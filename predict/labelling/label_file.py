@@ -35,22 +35,29 @@ def format_label_file(rows: Sequence[ScoredRow], recipe: Recipe, with_suggestion
     Raise RecipeError if a column of INPUT has the name of a column that is added.
     """
     answers, suggestions = list_answer_columns(recipe), list_suggestion_columns(recipe)
-    own = [name for name in dict.fromkeys(name for row in rows for name in row.columns) if name not in answers]
+    input_columns = [
+        name for name in dict.fromkeys(name for row in rows for name in row.columns) if name not in answers
+    ]
     added = [ROW_ID_COLUMN, *suggestions]
-    if clash := [name for name in own if name in added]:
+    if clash := [name for name in input_columns if name in added]:
         raise RecipeError(
             f"INPUT: it has columns {', '.join(clash)}, which the file to label has too; rename them", code="INS-P003"
         )
     id_column = recipe.data.columns.id
-    if id_column is not None and id_column not in own:
-        own.insert(0, id_column)
-    header = [ROW_ID_COLUMN, *own, *answers, *(suggestions if with_suggestions else [])]
+    if id_column is not None and id_column not in input_columns:
+        input_columns.insert(0, id_column)
+    header = [ROW_ID_COLUMN, *input_columns, *answers, *(suggestions if with_suggestions else [])]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow([escape_cell(name) for name in header])
     for row in rows:
         row_id = make_row_id(row.text)
-        values: dict[str, Any] = {**dict.fromkeys(own), **row.columns, **dict.fromkeys(answers), ROW_ID_COLUMN: row_id}
+        values: dict[str, Any] = {
+            **dict.fromkeys(input_columns),
+            **row.columns,
+            **dict.fromkeys(answers),
+            ROW_ID_COLUMN: row_id,
+        }
         if id_column is not None and not csv_cell(values.get(id_column)).strip():
             values[id_column] = row_id
         values |= _format_suggestion(row, recipe, answers) if with_suggestions else {}

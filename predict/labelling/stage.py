@@ -59,7 +59,7 @@ class Predictions:
     """The rows of INPUT with a model's answers, and what about.json says of the model."""
 
     rows: Iterator[ScoredRow]
-    about: dict[str, Any]
+    info: dict[str, Any]
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -85,11 +85,11 @@ def main(arguments: argparse.Namespace) -> int:
         )
     call.output.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_text(call.output, format_label_file(rows, recipe, call.with_suggestions))
-    about = {**_describe(call, predictions, pool, rows), "prepared_data": data_folder.name}
+    info = {**_describe(call, predictions, pool, rows), "prepared_data": data_folder.name}
     if recipe.task.kind == "classification":
-        about["labels"] = sorted(set(prepared.train_targets))
-    atomic_files.write_json(info_path(call.output), about)
-    log_step("label", f"{len(rows):,} of {pool.rows_read:,} rows, by {predictions.about['answered_by']}")
+        info["labels"] = sorted(set(prepared.train_targets))
+    atomic_files.write_json(info_path(call.output), info)
+    log_step("label", f"{len(rows):,} of {pool.rows_read:,} rows, by {predictions.info['answered_by']}")
     if reasons:
         log_step("left out", f"{pool.left_out.total():,} rows: {reasons}")
     columns = ", ".join(list_answer_columns(recipe))
@@ -182,7 +182,7 @@ def _predict_linear(call: Call, prepared: PreparedRows, fallback: str | None) ->
     files = inputs.find_input_files(source, call.pattern)
     survey = inputs.survey_input(files, source, recipe, with_types=False)
     model = fit_linear_model(prepared.texts["train"], prepared.train_targets)
-    about = {
+    info = {
         "run_id": None,
         "engine": [LINEAR],
         "answered_by": f"a linear model on {len(prepared.train_targets):,} train rows",
@@ -190,7 +190,7 @@ def _predict_linear(call: Call, prepared: PreparedRows, fallback: str | None) ->
         "uncertainty": "1 - (probability of the first label - probability of the second label)",
         "input": survey.files,
     }
-    return Predictions(scored_rows.iter_linear(files, source, recipe, model), about)
+    return Predictions(scored_rows.iter_linear(files, source, recipe, model), info)
 
 
 def _build_job(arguments: argparse.Namespace, call: Call) -> Job:
@@ -205,10 +205,10 @@ def _predict_with_run(job: Job, recipe: Recipe) -> Predictions:
     """Return the predictions of the trained run. Rows that were answered in an earlier call are not queried again."""
     log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.run.id}")
     predict_stage.run_job(job)
-    info = read_output_info(job.output)
-    about = {name: info[name] for name in ("run_id", "engine", "answered_by", "input")}
-    about |= {"fallback": None, "uncertainty": "1 - confidence"}
-    return Predictions(scored_rows.iter_predicted(job.output, info["columns"], recipe), about)
+    output_info = read_output_info(job.output)
+    info = {name: output_info[name] for name in ("run_id", "engine", "answered_by", "input")}
+    info |= {"fallback": None, "uncertainty": "1 - confidence"}
+    return Predictions(scored_rows.iter_predicted(job.output, output_info["columns"], recipe), info)
 
 
 def _describe(
@@ -217,14 +217,14 @@ def _describe(
     """Return how the rows were selected, for about.json."""
     confidences = sorted(row.confidence for row in rows if row.confidence is not None)
     is_uncertainty_known = bool(confidences)
-    about = dict(predictions.about)
+    info = dict(predictions.info)
     if not is_uncertainty_known:
-        about["uncertainty"] = None
+        info["uncertainty"] = None
     return {
         "schema_version": SCHEMA_VERSION,
         "output_sha256": atomic_files.sha256(call.output),
         "recipe": call.loaded.name,
-        **about,
+        **info,
         "requested": call.count,
         "rows_read": pool.rows_read,
         "rows_written": len(rows),

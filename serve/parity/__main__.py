@@ -7,7 +7,7 @@ Write parity.json and parity.md into the run folder. The exit code is 3 if the s
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +81,21 @@ def run_all(
         "served": served_variant,
         "passed": not failures,
         "failures": failures,
-        "start_seconds": {parity_run.result.which: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
+        "start_seconds": {parity_run.result.variant: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
         "repeated": [variation for parity_run in parity_runs for variation in parity_run.concurrency_variation],
-        "forms": [asdict(result) | {"judged": result.other.judge(serve.parity.score_drop)} for result in results],
+        "forms": [result.to_json(serve.parity) for result in results],
     }
     atomic_files.write_json(training_run.folder / "parity.json", report)
     text = report_text.parity_markdown(name, report, results, serve.parity)
     atomic_files.write_text(training_run.folder / "parity.md", text)
-    agreement = {result.which: result.same.agreement for result in results if result.same}
+    agreement = {result.variant: result.same_weights.agreement for result in results if result.same_weights}
     metrics: dict[str, Any] = {
         "prompt_ids_equal": min(result.prompt_ids_equal for result in results),
         "label_agreement": agreement,
     }
     outputs = [training_run.folder / "parity.json", training_run.folder / "parity.md"]
     reason = "; ".join(failures) or "done"
-    metrics["form_failures"] = {result.which: result.failures(serve.parity) for result in results}
+    metrics["form_failures"] = {result.variant: result.failures(serve.parity) for result in results}
     run.end_stage(
         training_run, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **metrics
     )

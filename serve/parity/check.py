@@ -14,8 +14,9 @@ Before both, the server must read the token ids that were used in training.
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from insource.backends.client import complete_all
 from insource.backends.types import Backend, Completion, Constraint, Request, StructuredOutput
@@ -125,17 +126,29 @@ class ScoreDifference:
 class ParityResult:
     """Parity of one served model."""
 
-    which: str
+    variant: str
     n: int
     prompt_ids_equal: float
-    first_other_prompt: str | None
-    same: SameWeightsAgreement | None
+    first_prompt_mismatch: str | None
+    same_weights: SameWeightsAgreement | None
     """None if the variant does not have the trained weights."""
-    other: ScoreDifference
-    valid: Mapping[StructuredOutput, tuple[float, int]]
+    score_difference: ScoreDifference
+    validity: Mapping[StructuredOutput, tuple[float, int]]
     """Fraction of answers that the task can parse, and their number, by the kind of constraint."""
     first_difference: str | None = None
     """The first difference of the first different prompt, as text of both sides."""
+
+    def to_json(self, parity: Parity) -> dict[str, Any]:
+        """Return the entry of parity.json."""
+        keys = {
+            "variant": "which",
+            "first_prompt_mismatch": "first_other_prompt",
+            "same_weights": "same",
+            "score_difference": "other",
+            "validity": "valid",
+        }
+        payload = {keys.get(name, name): value for name, value in asdict(self).items()}
+        return payload | {"judged": self.score_difference.judge(parity.score_drop)}
 
     def failures(self, parity: Parity) -> list[str]:
         """Return the failed limits of the recipe; an empty list if the model may be served."""
@@ -150,26 +163,28 @@ class ParityResult:
         if self.prompt_ids_equal < 1:
             problems.append(
                 f"the server reads other token ids than were trained on, in {1 - self.prompt_ids_equal:.1%} of "
-                f"{self.n} prompts, first in row {self.first_other_prompt}: its chat template or its tokenizer differs"
-                + (f", {self.first_difference}" if self.first_difference else "")
+                f"{self.n} prompts, first in row {self.first_prompt_mismatch}: its chat template or its tokenizer "
+                "differs" + (f", {self.first_difference}" if self.first_difference else "")
             )
-        if self.same and self.same.agreement < parity.same_weights:
+        same_weights = self.same_weights
+        if same_weights and same_weights.agreement < parity.same_weights:
             problems.append(
-                f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
-                "weights"
-                + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
-                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; "
-                f"{_format_first_mismatch(self.same.flips)}"
+                f"vLLM answers {same_weights.agreement:.1%} of {same_weights.n} rows as transformers does with the "
+                "same weights"
+                + (f" ({len(same_weights.close)} more differ within rounding)" if same_weights.close else "")
+                + f", and serve.parity.same_weights requires {parity.same_weights:.1%}; "
+                f"{_format_first_mismatch(same_weights.flips)}"
             )
         return problems
 
     def score_losses(self, parity: Parity) -> list[str]:
         """Return a failure if the score of other weights drops by more than the recipe allows."""
-        if self.same is None and self.other.judge(parity.score_drop) == "worse":
+        score = self.score_difference
+        if self.same_weights is None and score.judge(parity.score_drop) == "worse":
             return [
-                f"{self.other.metric} is {-self.other.difference.delta:.1%} below that of the trained weights "
-                f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.difference.n} rows, at least "
-                f"{-self.other.difference.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
+                f"{score.metric} is {-score.difference.delta:.1%} below that of the trained weights "
+                f"({score.value:.1%} against {score.trained:.1%} of {score.difference.n} rows, at least "
+                f"{-score.difference.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
                 f"{parity.score_drop:.1%}"
             ]
         return []
@@ -241,14 +256,14 @@ def run_parity(
         subset = probe.head(SECONDARY_ROWS)
         validity[mode] = _compute_validity(subset, query_rows(subset, build_backend(subset, address, api_key, mode)))
     return ParityResult(
-        which=probe.served.variant,
+        variant=probe.served.variant,
         n=len(prompt_ids),
         prompt_ids_equal=1 - len(mismatches) / len(prompt_ids),
-        first_other_prompt=mismatches[0][0] if mismatches else None,
+        first_prompt_mismatch=mismatches[0][0] if mismatches else None,
         first_difference=_describe_prompt_mismatch(probe, address, api_key, *mismatches[0][1:]) if mismatches else None,
-        same=_compare_answers(probe, primary_replies) if probe.same_weights else None,
-        other=_compute_score_difference(probe, primary_replies),
-        valid=validity,
+        same_weights=_compare_answers(probe, primary_replies) if probe.same_weights else None,
+        score_difference=_compute_score_difference(probe, primary_replies),
+        validity=validity,
     )
 
 

@@ -14,12 +14,12 @@ _MAX_MISMATCHES = 5
 
 def console_lines(name: str, result: ParityResult) -> list[str]:
     """Return the parity of one served model as lines for the terminal."""
-    score, difference = result.other, result.other.difference
+    score, difference = result.score_difference, result.score_difference.difference
     parts = [f"{name}: {result.prompt_ids_equal:.1%} of {result.n} prompts read as trained"]
-    if result.same:
-        parts.append(f"{result.same.agreement:.1%} of answers as transformers gives them with these weights")
-        if result.same.close:
-            parts.append(f"{len(result.same.close)} of {result.same.n} differ within rounding")
+    if result.same_weights:
+        parts.append(f"{result.same_weights.agreement:.1%} of answers as transformers gives them with these weights")
+        if result.same_weights.close:
+            parts.append(f"{len(result.same_weights.close)} of {result.same_weights.n} differ within rounding")
     parts.append(
         f"{metric_label(score.metric)} {score.value:.1%}, trained weights {score.trained:.1%} "
         f"(difference {difference.delta:+.1%}, 95% interval {difference.low:+.1%} to {difference.high:+.1%})"
@@ -29,21 +29,24 @@ def console_lines(name: str, result: ParityResult) -> list[str]:
 
 def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[ParityResult], parity: Parity) -> str:
     """Return parity.md: a table with one row per served model, then mismatches and variation between concurrencies."""
-    metric = metric_label(results[0].other.metric)
+    metric = metric_label(results[0].score_difference.metric)
     rows = [
-        f"| {result.which} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same)} | "
-        f"{result.other.value:.1%} | {_format_interval(result.other.difference)} | "
-        f"{result.other.judge(parity.score_drop)} | {report['start_seconds'][result.which]:.0f} s |"
+        f"| {result.variant} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same_weights)} | "
+        f"{result.score_difference.value:.1%} | {_format_interval(result.score_difference.difference)} | "
+        f"{result.score_difference.judge(parity.score_drop)} | {report['start_seconds'][result.variant]:.0f} s |"
         for result in results
     ]
-    score = results[0].other
+    score = results[0].score_difference
     validity_rows = "\n".join(
-        f"| {result.which} | {mode} | {fraction:.1%} of {n} |"
+        f"| {result.variant} | {mode} | {fraction:.1%} of {n} |"
         for result in results
-        for mode, (fraction, n) in result.valid.items()
+        for mode, (fraction, n) in result.validity.items()
     )
     mismatches = "\n".join(
-        line for result in results if result.same for line in _format_mismatches(result.which, result.same)
+        line
+        for result in results
+        if result.same_weights
+        for line in _format_mismatches(result.variant, result.same_weights)
     )
     variations = "\n".join(
         f"- {variation['which']}, {variation['concurrency']} at a time: {variation['differ']} of {variation['n']} "
@@ -54,12 +57,12 @@ def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[Pari
 
 {results[0].n} validation rows. The weights that were trained: {metric} {score.trained:.1%}.
 
-| served | prompt ids | same weights: equal answers | {metric} | against the trained weights (95%) | judged | start |
+| served | prompt ids | same weights: equal answers | {metric} | difference to the trained (95%) | conclusion | start |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Judged by the interval: *worse* where all of it is more than {parity.score_drop:.1%} below (serve.parity.score_drop),
-*non-inferior* where none of it is, *superior* where all of it is above 0, else *undecided*.
+The conclusion is by the interval: *worse* where all of it is more than {parity.score_drop:.1%} below
+(serve.parity.score_drop), *non-inferior* where none of it is, *superior* where all of it is above 0, else *undecided*.
 
 | served | constraint | answers that the task can read |
 |---|---|---|
@@ -74,7 +77,7 @@ other than rounding. Neither answer is the wrong one there; they count as equal,
 
 ## The same rows again
 
-{variations or "Not asked again."}
+{variations or "Not repeated."}
 """
 
 

@@ -62,8 +62,8 @@ def test_recipes_name_a_dated_model_where_its_provider_dates_it() -> None:
 def test_what_genai_prices_lists_beside_the_sdks_is_listed_with_its_price(listed: list[models.KnownModel]) -> None:
     sdk_names = {*models._openai_names(), *models._anthropic_names()}
     only_priced = [model for model in listed if model.name not in sdk_names]
-    assert only_priced and all(model.price is not None and model.cells()[6] == "not told" for model in only_priced)
-    assert all(model.cells()[6] != "not told" for model in listed if model.name in sdk_names)
+    assert only_priced and all(model.price is not None and model.cells()[6] == "unknown" for model in only_priced)
+    assert all(model.cells()[6] != "unknown" for model in listed if model.name in sdk_names)
     assert len({(model.provider, model.name) for model in listed}) == len(listed)
 
 

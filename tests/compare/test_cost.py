@@ -140,7 +140,7 @@ def test_one_a100_at_a_thousand_tokens_a_second_never_pays_against_the_cheapest_
             result = CostComparison(cost, a100, [api_cost]).break_even(api_cost)
             assert result.never and result.first_requests is None
             assert result.reason is not None and "a full machine costs $1,460.00 a month" in result.reason
-            assert "the 2,628,000 closed calls that it replaces cost $" in result.reason
+            assert "the 2,628,000 API calls that it replaces cost $" in result.reason
 
 
 def test_little_that_is_left_does_not_pay_an_engineer() -> None:
@@ -211,7 +211,7 @@ def test_closed_calls_cost_what_their_usage_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("price", "usages", "reason"), [(None, [Usage(1, 1)], "its price"), (PRICE, [Usage()], "how many tokens")]
+    ("price", "usages", "reason"), [(None, [Usage(1, 1)], "its price"), (PRICE, [Usage()], "a token count")]
 )
 def test_a_closed_model_whose_cost_is_not_known(price: TokenPrice | None, usages: list[Usage], reason: str) -> None:
     api_cost = ownership.compute_api_cost("openai:x", price, usages)

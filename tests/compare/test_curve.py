@@ -57,7 +57,7 @@ def test_the_sizes_are_all_rows_and_halves_of_them() -> None:
             "More labels would help. Doubling the train rows from 4,000 to 8,000 would",
         ),
         ([0.101, 0.1, 0.1, 0.1], "enough", "More labels would bring little."),
-        ([0.13, 0.12, 0.11, 0.10], "undecided", "It cannot be told whether more labels would help."),
+        ([0.13, 0.12, 0.11, 0.10], "undecided", "Whether more labels would help is unknown."),
     ],
 )
 def test_the_conclusion_is_that_of_the_interval(errors: list[float], conclusion: str, words: str) -> None:

@@ -28,11 +28,11 @@ from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
 from insource.text.text_keys import duplicate_key
-from insource.tracking.scores.comparison import conclude
+from insource.tracking.scores.comparison import build_scores
 from tests.helpers.api_comparison import make_comparison
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone
-from tests.insource.config.test_recipe import mistakes
+from tests.helpers.recipe_errors import load_error
 
 SPLITS = {"train": 500, "validation": 250, "calibration": 250, "test": 300}
 PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "2026-10-10"}
@@ -165,7 +165,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     assert result.cost_usd_per_1k == pytest.approx(usd) and result.price and result.price.date == "2026-10-10"
     decision = verdict.decide(VerdictInputs(context.recipe, measurements, policy))
     assert decision.choice == "inconclusive", "a stand-in never decides"
-    scores = conclude(measurements, policy.summarize().model_copy(update={"test": None}), decision)
+    scores = build_scores(measurements, policy.summarize().model_copy(update={"test": None}), decision)
     write.write_comparison(context.run, context.dataset, scored_systems, scores, context.recipe)
     assert "stand-in" in (context.run.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(context.run.folder / "predictions" / "decides.jsonl"))
@@ -209,12 +209,12 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
     ],
 )
 def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, message: str) -> None:
-    assert message in mistakes("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
+    assert message in load_error("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
 
 
 def test_other_kinds_than_classification_are_told() -> None:
     override = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
-    assert "chooses one of the labels, and this is kind extraction" in mistakes(
+    assert "chooses one of the labels, and this is kind extraction" in load_error(
         "extractor", override, "compare.primary=null"
     )
 

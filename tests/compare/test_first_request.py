@@ -106,7 +106,7 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
         and "left out  temperature, which openai:gateway-model refuses: HTTP 400" in capsys.readouterr().err
     )
     responses = api_models.collect_from_apis(context, systems)["openai:gateway-model"]
-    assert responses.complete and sum("asked without" in note for note in responses.notes) == 2
+    assert responses.complete and sum("queried without" in note for note in responses.notes) == 2
     assert not any("temperature" in body for _, _, body in provider.requests[3:])
     first_request.send_first_requests(context, list_api_systems(context))
     assert provider.rule_violations.total() == 2, "what was refused is remembered"
@@ -130,7 +130,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
 
     monkeypatch.setattr(collect, "collect_all", record_name)
     scores = run_comparison(comparison, list_api_systems(comparison))
-    assert any("asked without temperature" in note for note in scores.integrity.fallbacks)
+    assert any("queried without temperature" in note for note in scores.integrity.fallbacks)
     assert names == ["mine"]
 
 
@@ -160,7 +160,7 @@ def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so
     provider.refuse = lambda prompt, attempts: (401, {})
     systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not systems and [entry.incomplete for entry in refused] == [True] * 3
-    assert all(entry.why == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
+    assert all(entry.reason == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
     assert not any("test" in prompt for prompt in provider.attempts)
 
 
@@ -252,13 +252,13 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
 
 def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
     tuned = SystemResponses(System("tuned", "tuned", "tuned"), [])
-    reason = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
+    reason = "asked 36 of 60: 36 refused because of their parameters, the last: HTTP 400: no"
     system = System("openai:x", "closed", "openai:x")
     refused = SystemResponses(
-        system, [SystemAnswer("T1", None, not_asked=True)], complete=False, incomplete_reason=reason
+        system, [SystemAnswer("T1", None, not_queried=True)], complete=False, incomplete_reason=reason
     )
     answered, missing = completeness.exclude_unanswered([tuned, refused], [])
-    assert answered == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {reason}"
+    assert answered == [tuned] and missing[0].incomplete and missing[0].reason == f"INCOMPLETE: {reason}"
 
 
 def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:
@@ -317,7 +317,7 @@ def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answ
     assert first_request.check_baselines("mine", context.run, context.recipe) == 0
     assert provider.attempts.total() == 3
     stderr = capsys.readouterr().err
-    assert stderr.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in stderr
+    assert stderr.count("queried   ") == 3 and "model claude-haiku-5-5-20261101" in stderr
     other_context = make_two_label_comparison(tmp_path / "other", tokenizer)
     provider.refuse = lambda prompt, attempts: (403, {})
     assert first_request.check_baselines("mine", other_context.run, other_context.recipe) == 3

@@ -47,8 +47,8 @@ def scores_with_head(delta: float, low: float, high: float) -> Scores:
     [
         ((0.021, 0.008, 0.034), "the label tokens are better by 2.1 points (0.8 to 3.4)"),
         ((-0.012, -0.021, -0.003), "the head is better by 1.2 points (0.3 to 2.1)"),
-        ((0.004, -0.005, 0.013), "it cannot be told which is better"),
-        ((0.0, 0.0, 0.0), "it cannot be told which is better"),
+        ((0.004, -0.005, 0.013), "neither is shown to be better"),
+        ((0.0, 0.0, 0.0), "neither is shown to be better"),
     ],
 )
 def test_one_sentence_says_which_is_better_by_how_much_or_that_it_cannot_be_told(

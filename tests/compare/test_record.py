@@ -17,9 +17,9 @@ from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
 from insource.tracking.scores.comparison import Scores
-from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, run_import, ticket_rows, ticket_text, write_lines
 from tests.helpers.api_comparison import redirect_sdks
 from tests.helpers.errors import raises_error
+from tests.helpers.importing import MODEL, QUEUES, SYSTEM, run_import, ticket_rows, ticket_text, write_lines
 from tests.helpers.provider.faulty_provider import Provider
 from train.export import adapter
 

@@ -139,7 +139,7 @@ def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
     provider.answer = last_word
     provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if "train 0: " in prompt else None
     result = run_comparison(context, list_api_systems(context)).systems[CHAT]
-    assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
+    assert "accepts requests, but refuses the content of this train row" in capsys.readouterr().err
     assert result.complete and result.outcomes["answered"] == 60
 
 

@@ -104,7 +104,7 @@ def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(p
     reasons = wording.question_reasons(scores)
     assert [reason.topic for reason in reasons] == list(criteria.QUESTION_TEXTS)
     for reason in reasons:
-        vote = reason.favors if reason.favors == "neutral" else f"speaks for {reason.favors}"
+        vote = reason.favors if reason.favors == "neutral" else f"favors {reason.favors}"
         assert f"{reason.question} {reason.text}" in page.paragraphs
         assert f"{reason.topic}, {vote}" in page.words["reasons"] and str(reason.value) in page.words["reasons"]
         assert f"- **{reason.favors}**, {reason.question} " in text
@@ -195,7 +195,7 @@ def test_without_a_closed_price_there_is_no_break_even() -> None:
     scores = example_scores.make_json()
     scores["cost"]["systems"] = {}
     report = page_of(scores)
-    assert "there is no break-even" in report.words["cost"]
+    assert "no break-even was computed" in report.words["cost"]
     assert "20.0 requests a second" in report.words["cost"]
 
 
@@ -209,8 +209,8 @@ def test_without_a_plan_all_is_called_exploratory() -> None:
 
 def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_confused_pairs() -> None:
     few, many = (page_of(example_scores.make_json(labels=count)).words["confusion"] for count in (9, 77))
-    assert "wanted, and what was given" in few
-    assert "wanted, and what was given" not in many
+    assert "expected label by answered label" in few
+    assert "expected label by answered label" not in many
     assert "the darker a cell" in many
     matrix = section_data.confusion(example_scores.make_scores(labels=77))[0]
     counts = example_scores.make_json(labels=77)["confusion"][TUNED_MODEL]["counts"]
@@ -268,7 +268,7 @@ def test_data_for_the_script_is_json_in_which_no_tag_begins(value: Any) -> None:
 
 
 def told_of(text: str) -> str:
-    match = re.search(r'<script type="application/json" id="told">(.*?)</script>', text, re.DOTALL)
+    match = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', text, re.DOTALL)
     assert match
     return match[1]
 

@@ -141,7 +141,7 @@ def test_sliders_move_the_curve_that_python_draws(open_report: Open) -> None:
 def test_the_break_even_can_be_seen_against_another_closed_model(open_report: Open) -> None:
     page = open_report(example_scores.make_json())
     page.locator("#pays-against").select_option(label="what we pay for today")
-    assert page.locator("#pays-figure").inner_text() == "Owning never pays."
+    assert page.locator("#pays-figure").inner_text() == "Self-hosting is never cheaper."
     assert "it can answer cost $275 there" in page.locator("#pays-more").inner_text()
 
 
@@ -225,7 +225,7 @@ def test_without_scripts_all_tables_are_there_and_no_control_that_would_do_nothi
     assert visible_rows(page, "input, select, button") == []
     assert len(visible_rows(page, "#parts-table tbody tr")) == 9
     assert len(visible_rows(page, "#rows-list > li")) == 57
-    assert page.locator("#pays-figure").inner_text() == "Owning pays from 8,961,001 requests a month."
+    assert page.locator("#pays-figure").inner_text() == "Self-hosting is cheaper from 8,961,001 requests a month."
 
 
 def test_the_page_is_dark_where_the_reader_wants_that_and_is_printed_on_white(open_report: Open) -> None:

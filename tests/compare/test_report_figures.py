@@ -135,6 +135,8 @@ def test_the_sentences_of_cost_are_those_of_the_break_even() -> None:
     scores = example_scores.make_scores()
     break_even = scores.cost.systems[API_MODEL].break_even
     texts = cost_section.break_even_text(scores.cost.inputs, "X", 0.0004)
-    assert texts["figure"] == f"Owning pays from {break_even.first_requests:,} requests a month."
-    assert texts["here"] == "At 1,000,000 requests a month: owned $3,584 with 1 machine, X $400."
-    assert cost_section.break_even_text(scores.cost.inputs, "X", 0.0000131)["figure"] == "Owning never pays."
+    assert texts["figure"] == f"Self-hosting is cheaper from {break_even.first_requests:,} requests a month."
+    assert texts["here"] == "At 1,000,000 requests a month: self-hosted $3,584 with 1 machine, X $400."
+    assert (
+        cost_section.break_even_text(scores.cost.inputs, "X", 0.0000131)["figure"] == "Self-hosting is never cheaper."
+    )

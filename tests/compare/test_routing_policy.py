@@ -9,30 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compare import assemble
 from compare.analysis import system_scores
 from compare.decision import routing_evaluation, routing_policy
 from compare.decision.routing_policy import CalibrationAnswers, RoutingPolicy
 from compare.records import Scale, System, SystemAnswer, SystemResponses
 from compare.report import html_page, markdown_page
-from compare.scoring import confidence, predictions
-from compare.systems import api_models, catalog
-from compare.systems.responses import ComparisonContext
+from compare.scoring import predictions
 from insource.backends import failures
 from insource.config.errors import StageError
 from insource.config.load import load
-from insource.config.schema.compare import Baseline
 from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from tests.helpers import example_scores
-from tests.helpers.api_comparison import list_api_systems, make_comparison, make_shipped_comparison, redirect_sdks
 from tests.helpers.errors import raises_error
-from tests.helpers.provider.faulty_provider import Provider
-from tests.insource.config.test_recipe import mistakes
+from tests.helpers.recipe_errors import load_error
 
 CHAT = "openai:gpt-6-luna"
-LABELS = ("billing_dispute", "refund_status")
 
 
 def drawn(n: int, seed: int, groups: bool = False) -> tuple[list[float], list[float], CalibrationAnswers]:
@@ -73,8 +66,10 @@ def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibratio
 def test_the_guarantee_says_what_it_covers_and_what_not() -> None:
     policy = policy_of(900, 1, Route(target_accuracy=0.94, confidence=0.9))
     guarantee = policy.guarantee or ""
-    assert guarantee.startswith("With 90% confidence more than 94.0% of the answers that the owned model gives alone")
-    for phrase in ("on average", "exchangeable", "a single request", "of the closed model", "at most 10% of draws"):
+    assert guarantee.startswith(
+        "With 90% confidence more than 94.0% of the answers that only the self-hosted model gives"
+    )
+    for phrase in ("on average", "exchangeable", "a single request", "of the API model", "at most 10% of draws"):
         assert phrase in guarantee
     assert "each group counting once" not in guarantee
     grouped = policy_of(2400, 1, Route(target_accuracy=0.94), groups=True)
@@ -106,29 +101,35 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
     few = policy_of(120, 3, Route(target_accuracy=0.97))
     assert few.threshold is None and few.guarantee is None and few.coverage is None
     assert few.rows_needed is not None and few.rows_needed > 120
-    assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.why_none or "")
+    assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.no_threshold_reason or "")
     succeeded = [
         policy_of(few.rows_needed, seed, Route(target_accuracy=0.97)).threshold is not None for seed in range(40)
     ]
     assert sum(succeeded) >= 20, "by 620 rows it is only known about"
     ten = policy_of(10, 3, Route())
-    assert "fewer than 59 rows, not even where all are right" in (ten.why_none or "")
+    assert "fewer than 59 rows, not even where all are right" in (ten.no_threshold_reason or "")
     hopeless = routing_policy.fit_policy(
         Scale(None, "answer", [0.5, 0.7, 0.9] * 100, [0.0, 1.0] * 150),
         CalibrationAnswers([str(index) for index in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
         Route(),
     )
-    assert hopeless.rows_needed is None and "even a million rows would probably show none" in (hopeless.why_none or "")
+    assert hopeless.rows_needed is None and "even a million rows would probably show none" in (
+        hopeless.no_threshold_reason or ""
+    )
 
 
 def test_without_confidences_or_rows_the_reason_is_told() -> None:
     scale = Scale(None, "answer", [0.5, 0.9], [0.0, 1.0])
     rows = CalibrationAnswers(["a", "b"], [None, None], [1.0, 1.0])
-    assert "no answer to a calibration row tells" in (routing_policy.fit_policy(scale, rows, Route()).why_none or "")
-    assert "data.split.calibration" in (
-        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).why_none or ""
+    assert "no answer to a calibration row has" in (
+        routing_policy.fit_policy(scale, rows, Route()).no_threshold_reason or ""
     )
-    assert "thresholds are those of validation rows" in (routing_policy.fit_policy(None, rows, Route()).why_none or "")
+    assert "data.split.calibration" in (
+        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).no_threshold_reason or ""
+    )
+    assert "thresholds are those of validation rows" in (
+        routing_policy.fit_policy(None, rows, Route()).no_threshold_reason or ""
+    )
 
 
 def test_an_answer_of_unknown_confidence_never_stays() -> None:
@@ -170,16 +171,16 @@ def test_a_recipe_has_one_target() -> None:
     route = load("classifier", (override,), "gpu").recipe.route
     assert (route.target_accuracy, route.not_worse_than, route.margin) == (None, CHAT, 0.02)
     assert Route.model_validate(route.model_dump()) == route, "as the recipe of a run is read again"
-    assert "leave one out" in mistakes("classifier", override, "route.target_accuracy=0.9")
-    assert "goes with not_worse_than" in mistakes("classifier", "route.margin=0.01")
-    assert "needs a target" in mistakes("classifier", "route.target_accuracy=null")
-    assert "below 1" in mistakes("classifier", "route.target_accuracy=1.0")
+    assert "leave one out" in load_error("classifier", override, "route.target_accuracy=0.9")
+    assert "goes with not_worse_than" in load_error("classifier", "route.margin=0.01")
+    assert "needs a target" in load_error("classifier", "route.target_accuracy=null")
+    assert "below 1" in load_error("classifier", "route.target_accuracy=1.0")
 
 
 def test_a_target_names_a_baseline_that_there_is() -> None:
-    message = mistakes("classifier", "route.not_worse_than=openai:gpt-9")
+    message = load_error("classifier", "route.not_worse_than=openai:gpt-9")
     assert "route.not_worse_than: given 'openai:gpt-9', allowed: a baseline" in message and CHAT in message
-    assert "not evaluated on kind preference" in mistakes("preference", "route.not_worse_than=x")
+    assert "not evaluated on kind preference" in load_error("preference", "route.not_worse_than=x")
 
 
 # The test rows
@@ -204,18 +205,20 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
     policy = RoutingPolicy(
         threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8
     )
-    cost = example_scores.make_scores().cost.owned.model_copy(update={"usd_per_month": 500.0, "requests": 1_000_000})
+    cost = example_scores.make_scores().cost.self_hosted.model_copy(
+        update={"usd_per_month": 500.0, "requests": 1_000_000}
+    )
     result = routing_evaluation.evaluate_policy(policy, tuned_scores, baseline_scores, scale, cost)
     assert result is not None and result.rows == 10 and result.baseline == "answers"
-    assert result.kept and result.kept.value == 0.4 and result.right_of_kept and result.right_of_kept.value == 0.75
+    assert result.kept and result.kept.value == 0.4 and result.correct_of_kept and result.correct_of_kept.value == 0.75
     ways = result.strategies
     assert {name: way.local for name, way in ways.items()} == {
         "owned": 1.0, "closed": 0.0, "routed": 0.4, "random": 0.4
     }  # fmt: skip
     # Of the four kept three are right, of the six others the closed model has five right.
-    assert ways["owned"].right.value == 0.4 and ways["closed"].right.value == 0.8
-    assert ways["routed"].right.value == 0.8
-    assert ways["random"].right.value == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
+    assert ways["owned"].correct.value == 0.4 and ways["closed"].correct.value == 0.8
+    assert ways["routed"].correct.value == 0.8
+    assert ways["random"].correct.value == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
     assert ways["owned"].usd_per_1k == 0.5 and ways["closed"].usd_per_1k == pytest.approx(1.6)
     assert ways["routed"].usd_per_1k == pytest.approx(0.5 + 0.6 * 2.0), "the rest is what is dear"
     assert ways["random"].usd_per_1k == pytest.approx(0.5 + 0.6 * 1.6)
@@ -227,12 +230,12 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
         tuned_scores,
         baseline_scores,
         scale,
-        example_scores.make_scores(measured=False).cost.owned,
+        example_scores.make_scores(measured=False).cost.self_hosted,
     )
     assert bare is not None and set(bare.strategies) == {"owned", "closed"} and bare.kept is None
     assert bare.strategies["owned"].usd_per_1k is None and bare.curve == result.curve
     alone = routing_evaluation.evaluate_policy(policy, tuned_scores, None, scale, cost)
-    assert alone is not None and set(alone.strategies) == {"owned"} and alone.curve[0].right is None
+    assert alone is not None and set(alone.strategies) == {"owned"} and alone.curve[0].correct is None
 
 
 def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> None:
@@ -268,22 +271,23 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores).replace("\\", "")
     for document in (page, text):
         assert (
-            "From a confidence of 0.8312 on the owned model may answer alone: 71.0% of 1,180 calibration rows"
+            "From a confidence of 0.8312 on, only the self-hosted model answers: 71.0% of 1,180 calibration rows"
             in document
         )
         assert "target more than 95.0% right, with 95% confidence" in document
         assert scores.routing.guarantee in document
         assert "it keeps 70.0%; 96.5% of these are right" in document
-        for name in ("all by the owned model", "routed, the rest by", "the same share at random"):
+        for name in ("all by the self-hosted model", "routed, the rest by", "the same share at random"):
             assert name in document
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
     no_policy = routing_policy.RoutingPolicy(
         threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=60, rows_needed=400,
-        why_none=f"too few {example_scores.SCRIPT_TAG}", score={"of": "answer", "slope": 1.4, "intercept": -0.3},
+        no_threshold_reason=f"too few {example_scores.SCRIPT_TAG}",
+        score={"of": "answer", "slope": 1.4, "intercept": -0.3},
     )  # fmt: skip
     scores = scores.model_copy(update={"routing": no_policy.summarize().model_copy(update={"test": None})})
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
-    assert "No part of the traffic can be given to the owned model alone: too few" in page
+    assert "No part of the traffic can be answered by the self-hosted model only: too few" in page
     assert example_scores.SCRIPT_TAG not in page and example_scores.SCRIPT_TAG not in text
 
 
@@ -293,150 +297,3 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
-
-
-@pytest.fixture
-def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    redirect_sdks(monkeypatch, address)
-    return address
-
-
-def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonContext:
-    recipe = load("classifier", (f"route.not_worse_than={CHAT}", "route.margin=0.05"), "gpu").recipe
-    rows = {
-        split: [
-            {
-                "id": f"{split}{index}",
-                "input": {"text": f"{split} {index}: {LABELS[index % 2]}"},
-                "target": LABELS[index % 2],
-            }
-            for index in range(count)
-        ]
-        for split, count in (("train", 20), ("validation", 60), ("calibration", 150), ("test", 40))
-    }
-    baseline = {"provider": "openai", "model": "gpt-6-luna", "max_output_tokens": 16}
-    return make_comparison(
-        folder, recipe, tokenizer, rows, baselines=[baseline], primary={"baseline": CHAT}, repeat_rows=0,
-        budget_usd=budget,
-    )  # fmt: skip
-
-
-def tuned(context: ComparisonContext) -> tuple[SystemResponses, Scale]:
-    """A tuned model that is right where it is sure: a third of its answers are neither."""
-    dataset = context.dataset
-
-    def answers(rows: Any) -> list[SystemAnswer]:
-        return [
-            SystemAnswer(
-                row["id"], row["target"] if index % 3 else "refund_status", log_probability=-0.01 if index % 3 else -1.0
-            )
-            for index, row in enumerate(rows)
-        ]
-
-    validation_rows = list(atomic_files.read_jsonl(context.run.folder / "data" / "validation.jsonl"))
-    scale = confidence.fit_scale(dataset, validation_rows, answers(validation_rows))
-    assert scale is not None
-    system = System("tuned", "tuned", "tuned")
-    return SystemResponses(system, answers(dataset.test), answers(dataset.calibration)), scale
-
-
-def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
-    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
-) -> None:
-    context = comparison(tmp_path, tokenizer)
-    provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    responses = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
-    prompts = [prompt for prompt in provider.delivered if "calibration" in prompt]
-    assert (
-        len(prompts) == 150
-        and len(responses.calibration_answers) == 150
-        and responses.calibration_missing_reason is None
-    )
-    repeated = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
-    assert sum(provider.delivered.values()) == 190 and repeated.spent_usd == pytest.approx(responses.spent_usd)
-    tuned_responses, scale = tuned(context)
-    scored_systems = [
-        system_scores.score_system(system_responses, context.dataset, scale)
-        for system_responses in (tuned_responses, responses)
-    ]
-    policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
-    # 100 rows of which it is sure and right, as the baseline is: as good within 5 points; of the others it is not.
-    assert policy.threshold is not None and policy.coverage == pytest.approx(2 / 3) and policy.difference == 0
-    assert "less than 5.0% less often right than openai:gpt-6-luna" in policy.target
-    assert "less often than those of openai:gpt-6-luna to the same requests" in (policy.guarantee or "")
-    cost = example_scores.make_scores(measured=False).cost.owned
-    result = routing_evaluation.evaluate_policy(policy, scored_systems[0], scored_systems[1], scale, cost)
-    assert result is not None and result.difference_of_kept and result.difference_of_kept.value == 0
-    assert result.strategies["routed"].right.value == 1.0 > result.strategies["random"].right.value
-
-
-def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_whole_and_the_reason_is_told(
-    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
-) -> None:
-    provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    full_context = comparison(tmp_path / "enough", tokenizer)
-    full_responses = api_models.collect_from_apis(full_context, list_api_systems(full_context))
-    assert full_responses[CHAT].spent_usd is not None
-    # Enough for the test rows, and for some of the calibration rows.
-    context = comparison(tmp_path / "few", tokenizer, 0.66 * full_responses[CHAT].spent_usd)
-    responses = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
-    assert (
-        responses.complete
-        and not responses.calibration_answers
-        and "could exceed budget_usd" in (responses.calibration_missing_reason or "")
-    )
-    assert responses.spent_usd is not None and responses.spent_usd <= context.recipe.compare.budget_usd
-    tuned_responses, scale = tuned(context)
-    scored_systems = [
-        system_scores.score_system(system_responses, context.dataset, scale)
-        for system_responses in (tuned_responses, responses)
-    ]
-    policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
-    assert policy.threshold is None and "has not answered the calibration rows (asked" in (policy.why_none or "")
-    missing = assemble.fit_tuned_policy(scored_systems[:1], context.dataset, scale, context.recipe)
-    assert "it was not run" in (missing.why_none or "")
-
-
-@pytest.mark.parametrize("answered", [150, 149])
-def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_row(
-    answered: int, tmp_path: Path, tokenizer: Any
-) -> None:
-    context = comparison(tmp_path, tokenizer)
-    rows = [*context.dataset.test, *context.dataset.calibration[:answered]]
-    path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps({"id": row["id"], "output": row["target"]}) + "\n" for row in rows))
-    baseline = Baseline(provider="file", path=str(path), name=CHAT)
-    responses = api_models.load_answer_file(context, catalog._api_system(baseline))
-    assert responses.complete and len(responses.calibration_answers) == (150 if answered == 150 else 0)
-    if answered == 149:
-        assert responses.calibration_missing_reason == "answers.jsonl has no answer to 1 of the 150 calibration rows"
-
-
-def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path: Path, tokenizer: Any) -> None:
-    context = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    row, wrong = context.dataset.test[0], {**context.dataset.test[0]["target"], "supplier": "y"}
-
-    def make_answer(index: int, path: float, field: float | None) -> SystemAnswer:
-        output = row["target"] if index % 2 else wrong
-        return SystemAnswer(row["id"], json.dumps(output), log_probability=path, field_log_probability=field)
-
-    # The whole answer tells nothing here, the field does.
-    answers = [make_answer(index, -1.0, -0.01 if index % 2 else -0.9) for index in range(40)]
-    scale = confidence.fit_scale(context.dataset, [row] * 40, answers)
-    assert scale is not None and scale.part == "least certain field" and scale.platt is not None
-    responses = SystemResponses(System("tuned", "tuned", "tuned"), answers)
-    sure, unsure = confidence.compute_confidences(
-        responses, scale, [make_answer(1, -1.0, -0.01), make_answer(1, -1.0, -0.9)]
-    )
-    assert sure is not None and unsure is not None and sure > 0.8 > 0.2 > unsure
-    assert confidence.compute_confidences(responses, confidence.scale_from_json(scale.json()), answers) == list(
-        scale.confidences
-    )
-    # What is no record has no field; its whole path counts.
-    truncated = confidence.compute_confidences(responses, scale, [SystemAnswer(row["id"], "{", log_probability=-0.9)])
-    assert truncated == [unsure]
-    # References that were written before fields were told apart.
-    old_scale = confidence.fit_scale(
-        context.dataset, [row] * 40, [replace(answer, field_log_probability=None) for answer in answers]
-    )
-    assert old_scale is not None and old_scale.part == "answer"

@@ -60,7 +60,7 @@ def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_row
         and measurement.together.max_difference == pytest.approx(0)
     )
     assert [len(body["questions"]) for _, _, body in provider.requests] == [1] * 2 * ROWS + [ROWS]
-    assert not provider.rule_violations and measurement.alone_tokens > 0 and measurement.together_tokens > 0
+    assert not provider.rule_violations and measurement.individual_tokens > 0 and measurement.together_tokens > 0
     assert "yes       rows that share" in "\n".join(measurement.lines("luna"))
 
 
@@ -120,5 +120,5 @@ def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_co
             completed = commands.run_command(trained_run.folder.parents[1], "compare.together", "classifier", *args)
         assert completed.returncode == code, completed.stderr
         alone, together, conclusion = completed.stdout.splitlines()
-        assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
+        assert alone.startswith("single    decides: 3 requests, ") and together.startswith("together  1 request, ")
         assert conclusion.startswith(prefix) and len(provider.requests) == 7

@@ -23,7 +23,11 @@ from tests.helpers.example_scores import API_MODEL, TUNED_MODEL
 
 PRIMARY = Primary(system=TUNED_MODEL, baseline=API_MODEL, metric="accuracy", margin=0.02, alpha=0.05)
 NO_ROUTE = RoutingPolicy(
-    threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=600, why_none="no threshold can be shown"
+    threshold=None,
+    target_accuracy=0.95,
+    confidence=0.95,
+    calibration_rows=600,
+    no_threshold_reason="no threshold can be shown",
 )
 ROUTE = RoutingPolicy(
     threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968
@@ -197,7 +201,7 @@ def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
     example["systems"][TUNED_MODEL]["validity"]["label"] = 0.9
     overrides = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
     result = decided(example, NO_ROUTE, *overrides)
-    assert result.choice == "closed" and "2 of the other questions speak against owning" in result.headline
+    assert result.choice == "closed" and "2 of the other questions are against self-hosting" in result.headline
     assert decided(example, NO_ROUTE, overrides[0]).choice == "open", "one alone does not"
 
 

@@ -81,7 +81,7 @@ def test_the_headline_says_what_outvoted_the_cost() -> None:
     result = verdict_rule.apply_rule(RuleInputs(True, "superior", False, True, False, voices))
     assert result == (
         "closed",
-        "it is better and cheaper at this volume, but 3 of the other questions speak against owning",
+        "it is better and cheaper at this volume, but 3 of the other questions are against self-hosting",
     )
 
 

@@ -14,9 +14,9 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
+from tests.helpers.prepared_rows import labelled_rows, prepare_data, write_rows
 
 
 def test_several_columns_are_one_input_and_empty_ones_are_left_out(tmp_path: Path) -> None:

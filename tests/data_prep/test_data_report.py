@@ -199,7 +199,7 @@ def test_test_rows_found_elsewhere_are_told_and_its_seal(dirty_data: Prepared) -
     n_removed = report["test_rows_also_elsewhere"]["normalised"]
     assert n_removed > 0
     assert f"It is now. {n_removed}" in page.words["test"]
-    assert page.row("test", "after removal, counted anew")[1] == "0"
+    assert page.row("test", "after removal, counted again")[1] == "0"
     assert report["sha256"]["test.jsonl"] in page.words["test"]
 
 
@@ -214,7 +214,7 @@ def test_pairs_show_both_texts_and_where_they_stand(dirty_data: Prepared) -> Non
     page, report = dirty_data
     section_text = page.words["duplicates"]
     assert re.search(r"rows\.csv:\d+, train, left out", section_text)
-    assert re.search(r"rows\.csv:\d+, test, stays", section_text)
+    assert re.search(r"rows\.csv:\d+, test, kept", section_text)
     assert "Similarity 0." in section_text
     reasons = [reason for reason in report["rows"]["dropped"] if reason != "too_long"]
     assert section_text.count(", left out") >= len(reasons)
@@ -293,8 +293,8 @@ def test_doubtful_labels_are_shown_with_what_the_model_would_rather_give(tmp_pat
     page, report = prepare_rows(tmp_path, rows, "  split: {test: 0.01, validation: 0.01, calibration: 0}\n", NEAR_OFF)
     assert report["suspects"]["found"] == 4
     section_text = page.words["doubts"]
-    assert "4 of 198 labels looked at" in section_text
-    suspects = re.findall(r"rows\.csv:(\d+), \w+the (\w+) .*\s+label(\w)[\d.<]+%\s+rather(\w)", section_text)
+    assert "4 of 198 labels examined" in section_text
+    suspects = re.findall(r"rows\.csv:(\d+), \w+the (\w+) .*\s+label(\w)[\d.<]+%\s+predicted(\w)", section_text)
     cat, dog = ("cat", "b", "a"), ("dog", "a", "b")
     assert sorted(suspects) == [("22", *cat), ("23", *dog), ("24", *cat), ("25", *dog)]
     assert "Nothing was changed" in section_text
@@ -315,7 +315,7 @@ def test_sections_without_content_are_left_out_and_what_was_not_looked_for_is_to
     assert "200 rows read, 200 written, none left out." in page.words["rows"]
     assert "Yes. None of" in page.words["test"]
     assert "None was found" in page.words["personal"]
-    for hint in ("data.deduplicate.near is 1", "data.split.group names no", "Doubtful labels in test", "Names"):
+    for hint in ("data.deduplicate.near is 1", "data.split.group names no", "Label errors in test", "Names"):
         assert hint in page.words["unsought"]
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a" and attributes["href"].startswith("#")}
     assert links == {f"#{section}" for section in page.words if section}
@@ -327,7 +327,7 @@ def test_one_of_each_thing_is_told_in_the_singular(tmp_path: Path) -> None:
     page, report = prepare_rows(tmp_path, rows, "  max_rejected: 0.1\n", other_sources=", test: test.csv")
     assert report["rows"]["rejected"] == {"no_text": 1}
     assert report["rows"]["dropped"] == {"in_test": 1}
-    assert "1 row left the other splits" in page.words["test"]
+    assert "1 row removed from the other splits" in page.words["test"]
     page_text = " ".join(page.words.values())
     assert not re.search(r"\b1 (rows|labels|fields|files|values|slices|processes|tokens)\b", page_text)
 

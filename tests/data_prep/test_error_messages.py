@@ -16,9 +16,9 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
+from tests.helpers.prepared_rows import labelled_rows, prepare_data, write_rows
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0123456789abcdef" * 4 + b"\nsize 875191\n"
 MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
@@ -289,17 +289,17 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
     splits, report = prepare_data(tmp_path, data, "classification", f"model.base={base}")
     assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
-    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.format_summary(
+    assert "too_long_to_serve: more than what model.base can process (300 tokens" in console.format_summary(
         DataReport(**report), "x"
     )
     # train.max_length is more, and yet nothing can be learnt of what is not looked at.
     assert max(len(row["input"]["text"]) for row in splits["train"]) < 100
     assert report["rows"]["dropped"]["too_long_for_base"] > 10 and report["tokens"]["max_length"] > 1000
-    assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.format_summary(
+    assert "too_long_for_base: more than model.base can process, though train.max_length is" in console.format_summary(
         DataReport(**report), "x"
     )
     with raises_error(
-        RecipeError, "INS-D031", match=r"train rows are longer than what model.base can look at \(300 tokens\)"
+        RecipeError, "INS-D031", match=r"train rows are longer than what model.base can process \(300 tokens\)"
     ):
         prepare_data(tmp_path, f"{data[:-1]}, too_long: fail}}", "classification", f"model.base={base}")
 

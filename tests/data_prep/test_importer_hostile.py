@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from insource.system import atomic_files
-from tests.data_prep.test_importer import (
+from tests.helpers.importing import (
     MODEL,
     QUEUES,
     SYSTEM,

@@ -22,10 +22,8 @@ from insource.text import labels
 from insource.text.labels import clean_label, find_label, label_identity, map_spellings
 from insource.text.text_keys import label_key
 from insource.tracking.data_report import DataReport
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
-
-WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lotus maple nectar onyx pearl"
-TOPICS = WORDS.split()
 
 
 def make_recipe(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", extra: str = "") -> Recipe:
@@ -37,10 +35,6 @@ def make_recipe(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto",
         encoding="utf-8",
     )
     return load(str(folder / "r.yaml"), (), "cpu").recipe
-
-
-def distinct_texts(count: int) -> list[str]:
-    return [f"the {TOPICS[n % 16]} parcel {n * 7919} is {TOPICS[(n * 5 + n // 16) % 16]} today" for n in range(count)]
 
 
 def prepare_data(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:

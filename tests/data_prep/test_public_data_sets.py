@@ -15,8 +15,8 @@ from data_prep import prepare
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
-from tests.data_prep.test_data_faults import write_rows
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
+from tests.helpers.prepared_rows import write_rows
 
 Report = dict[str, Any]
 Splits = dict[str, list[dict[str, Any]]]

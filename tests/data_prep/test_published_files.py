@@ -13,24 +13,11 @@ from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.schema.source import SPLITS
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_data_faults import write_rows
-from tests.data_prep.test_label_identity import distinct_texts
-from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data, write_csv
+from tests.data_prep.test_public_data_sets import Splits, write_csv
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
-
-ROUTE = "task: {kind: classification, instruction: Choose one label for this text.}\nmodel: {base: pocket}\n"
-
-
-def prepare_files(folder: Path, data: str, task: str = ROUTE) -> tuple[Splits, Report]:
-    return prepare_data(folder, f"{task}data: {data}\n")
-
-
-def text_label_pairs(count: int) -> list[tuple[str, str]]:
-    return [(text, "ab"[n % 2]) for n, text in enumerate(distinct_texts(count))]
-
-
-def texts_with_targets(splits: Splits) -> set[tuple[str, Any]]:
-    return {(row["input"]["text"], row["target"]) for name in SPLITS for row in splits[name]}
+from tests.helpers.prepared_rows import write_rows
+from tests.helpers.published_files import SUMMARY, prepare_files, text_label_pairs, texts_with_targets
 
 
 def write_clinc150(folder: Path, rows: list[Any], **extra: Any) -> None:
@@ -105,9 +92,6 @@ def test_rows_that_are_arrays_are_read_by_the_names_that_the_recipe_gives(tmp_pa
         tmp_path, f"{{source: {{path: {name}, header: [label, text]}}, deduplicate: {{near: 1}}}}"
     )
     assert texts_with_targets(splits) == {*text_label_pairs(90)}
-
-
-SUMMARY = "task: {kind: generation, instruction: Sum up this conversation.}\nmodel: {base: pocket}\n"
 
 
 def write_dialogsum(folder: Path) -> list[dict[str, Any]]:
@@ -205,65 +189,6 @@ def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, temp
     splits, report = prepare_files(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
     assert texts_with_targets(splits) == {(" ".join(text.split()), label) for text, label in rows}
     assert report["rows"]["rejected"] == {}
-
-
-def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
-    """MySQL and Spark write them so, and nothing before other characters."""
-    originals = [f'{text}, "so" and C:\\new\\\\x' for text in distinct_texts(90)]
-    escaped = [text.replace("\\\\", "\\\\\\\\").replace('"', '\\"') for text in originals]
-    lines = "".join(f'"{text}",{"ab"[n % 2]}\n' for n, text in enumerate(escaped))
-    (tmp_path / "rows.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
-    with raises_error(
-        RecipeError, "INS-D013", match=r"rows.csv:2: not CSV: .* or data.source.escape: '\\' if that stands before"
-    ):
-        prepare_files(tmp_path, "{source: {path: rows.csv}}")
-    splits, report = prepare_files(tmp_path, "{source: {path: rows.csv, escape: '\\'}, deduplicate: {near: 1}}")
-    assert {text for text, _ in texts_with_targets(splits)} == {*originals}
-    assert report["sources"][0]["detected"]["escape"] == "\\"
-
-
-def test_tabs_and_line_ends_that_a_backslash_stands_before_and_cells_of_null(tmp_path: Path) -> None:
-    """As mysqldump writes tables: no quotes, no header, \\N for null."""
-    rows = [
-        f"{text}\\\ttab\\\nnext\t{'ab'[n % 2] if n else chr(92) + 'N'}\n" for n, text in enumerate(distinct_texts(120))
-    ]
-    (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
-    source = "{path: rows.tsv, escape: '\\', quotes: false, header: [text, label]}"
-    splits, report = prepare_files(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
-    assert report["rows"]["rejected"] == {"no_label": 1}
-    assert {text for text, _ in texts_with_targets(splits)} == {f"{text} tab\nnext" for text in distinct_texts(120)[1:]}
-
-
-def test_rows_that_an_unclosed_quote_joins_are_rejected_and_told(tmp_path: Path) -> None:
-    rows = [
-        (f'"{text}' if n % 50 == 0 else f'{text} "' if n % 50 == 2 else text, label)
-        for n, (text, label) in enumerate(text_label_pairs(200))
-    ]
-    lines = "".join(f"{text}\t{label}\n" for text, label in rows)
-    (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{lines}", encoding="utf-8")
-    with raises_error(
-        RecipeError, "INS-D022", match=r"4 of 192 rows .*\n  rows.tsv:2  unreadable: a quoted field goes on over"
-    ):
-        prepare_files(tmp_path, "{source: {path: rows.tsv}}")
-    splits, _ = prepare_files(tmp_path, "{source: {path: rows.tsv, quotes: false}, deduplicate: {near: 1}}")
-    assert texts_with_targets(splits) == {*rows}
-
-
-def test_a_quoted_field_of_a_table_with_tabs_may_have_line_ends_and_tabs_of_its_own(tmp_path: Path) -> None:
-    rows = [(f"{text}\n\tsecond\tline\n", label) for text, label in text_label_pairs(60)]
-    write_csv(tmp_path / "rows.tsv", [("text", "label"), *rows], delimiter="\t")
-    splits, _ = prepare_files(tmp_path, "{source: {path: rows.tsv}, deduplicate: {near: 1}}")
-    assert len(texts_with_targets(splits)) == 60
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
-def test_a_header_that_is_there_and_named_again_is_no_row(tmp_path: Path, name: str) -> None:
-    write_csv(
-        tmp_path / name, [("Text", "summary"), *((text, f"{label} it is") for text, label in text_label_pairs(60))]
-    )
-    data = f"{{source: {{path: {name}, header: [text, target]}}, split: {{stratify: null}}}}"
-    with raises_error(RecipeError, "INS-D014", match=rf"{name}:1: the first line is a header itself \(Text, summary\)"):
-        prepare_files(tmp_path, data, SUMMARY)
 
 
 def test_objects_may_leave_out_what_they_have_no_value_for(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.tasks.words import is_inside_word, join_tokens
 from insource.tracking.data_report import DataReport
-from tests.data_prep.test_data_faults import write_rows
-from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
+from tests.helpers.prepared_rows import write_rows
 
 TABLE = """
 task:

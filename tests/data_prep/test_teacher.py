@@ -32,7 +32,7 @@ from insource.tracking.data_report import DataReport
 from tests.conftest import ROOT, Command
 from tests.helpers.provider.faulty_provider import ROW_ERROR, Provider
 from tests.helpers.provider.provider_answers import stable_number
-from tests.insource.config.test_recipe import mistakes
+from tests.helpers.recipe_errors import load_error
 
 HELD_OUT = ("validation", "calibration", "test")
 QUEUES = ("delivery_delay", "device_fault", "refund_status", "billing_dispute")
@@ -345,7 +345,7 @@ def test_a_dry_run_estimates_the_cost_and_sends_nothing(recipe_path: Path, provi
     ],
 )
 def test_a_recipe_says_why_its_teacher_cannot_be_asked(recipe_path: Path, overrides: list[str], message: str) -> None:
-    assert message in mistakes(str(recipe_path), *overrides, hardware_name="cpu")
+    assert message in load_error(str(recipe_path), *overrides, hardware_name="cpu")
 
 
 def test_a_price_that_is_not_known_is_an_error_before_any_request(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.rows.timestamps import parse_epoch_seconds
 from data_prep.rows.value_formats import parse_record_values
 from insource.config.errors import RecipeError
 from insource.config.load import load
@@ -23,10 +22,9 @@ from insource.tasks import extraction
 from insource.tasks.records.json_fields import canonicalize
 from insource.tasks.records.normalizers import parse_amount, parse_number
 from insource.tasks.source_record import UnusableRowError
-from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
+from tests.helpers.prepared_rows import prepare_data, write_rows
 
-MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -368,39 +366,6 @@ def test_a_row_that_is_written_otherwise_is_left_out_with_its_line(tmp_path: Pat
     rejected_rows = [row for row in atomic_files.read_jsonl(rejected) if row["kind"] == "rejected"]
     assert [(row["file"], row["line"], row["reason"]) for row in rejected_rows] == [("bills.csv", 8, "bad_record")]
     assert "is no number with ',' before its decimals" in rejected_rows[0]["detail"]
-
-
-@pytest.mark.parametrize(
-    ("text", "time_format", "seconds"),
-    [
-        ("01.05.2026", "%d.%m.%Y", MAY),
-        ("05/01/26 01:30 PM", "%m/%d/%y %I:%M %p", MAY + 13.5 * 3600),
-        ("01.05.2026 02:00 +0200", "%d.%m.%Y %H:%M %z", MAY),
-        ("2026-05-01T00:00:00", "%d.%m.%Y", MAY),
-    ],
-)
-def test_times_are_read_by_the_format_that_the_recipe_gives(text: str, time_format: str, seconds: float) -> None:
-    assert parse_epoch_seconds(text, "at", time_format) == seconds
-
-
-def test_a_time_of_another_format_is_told() -> None:
-    with pytest.raises(UnusableRowError) as error:
-        parse_epoch_seconds("2026/05/01", "at", "%d.%m.%Y")
-    assert (error.value.reason, error.value.detail) == (
-        "bad_time",
-        "column 'at': '2026/05/01' is no time of the format %d.%m.%Y",
-    )
-
-
-def test_rows_are_split_by_times_of_a_given_format(tmp_path: Path) -> None:
-    rows = [{**row, "at": f"{n % 28 + 1:02}.{n // 28 + 1:02}.2026"} for n, row in enumerate(labelled_rows(112))]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    data = '{source: {path: rows.jsonl}, split: {time: at, test: 0.25}, formats: {dates: {at: "%d.%m.%Y"}}}'
-    splits, _ = prepare_data(tmp_path, data)
-    newest_texts = {row["text"] for row in rows if row["at"].endswith("04.2026")}
-    assert {row["input"]["text"] for row in splits["test"]} == newest_texts
-    with pytest.raises(RecipeError, match=r"data\.formats\.dates"):
-        prepare_data(tmp_path, "{source: {path: rows.jsonl}, split: {time: at, test: 0.25}}")
 
 
 @pytest.mark.parametrize(

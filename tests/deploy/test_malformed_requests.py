@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from deploy.gateway import proxy
-from tests.deploy.test_proxy import ASKED, door, listened, run
+from tests.helpers.gateway.proxy import REQUEST_BODY, listen, run, run_proxy
 
 
 def post(body: bytes = b"{}", head: bytes = b"", path: bytes = b"/v1/completions") -> bytes:
@@ -66,7 +66,7 @@ def test_what_is_malformed_is_refused_and_leaves_nothing_behind(
     monkeypatch.setattr(proxy, "BODY_SECONDS", 0.5)
 
     async def scenario() -> None:
-        async with listened() as (port, state, requests), ClientSession() as client:
+        async with listen() as (port, state, requests), ClientSession() as client:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with suppress(ConnectionError):
                 writer.write(sent)
@@ -79,7 +79,7 @@ def test_what_is_malformed_is_refused_and_leaves_nothing_behind(
             status = int(received.split(b" ", 2)[1]) if received.startswith(b"HTTP/1.1 ") else 400
             assert 400 <= status < 500, received[:200]
             assert requests == [] and state.in_flight_by_client.total() == 0 and state.in_flight.total() == 0
-            async with client.post(f"http://127.0.0.1:{port}/v1/completions", json=ASKED) as response:
+            async with client.post(f"http://127.0.0.1:{port}/v1/completions", json=REQUEST_BODY) as response:
                 assert response.status == 200
 
     run(scenario)
@@ -98,7 +98,7 @@ DOUBLED = {
 @pytest.mark.parametrize("body", DOUBLED.values(), ids=DOUBLED)
 def test_a_doubled_key_is_refused(body: bytes) -> None:
     async def scenario() -> None:
-        async with door() as (client, _, requests):
+        async with run_proxy() as (client, _, requests):
             response = await client.post("/v1/completions", data=body)
             assert response.status == 400 and "twice" in (await response.json())["error"]["message"]
             assert requests == []
@@ -106,7 +106,9 @@ def test_a_doubled_key_is_refused(body: bytes) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("body", [ASKED, ASKED | {"": 0, '"': {"a": [1, {"a": 2}]}, "é\\": '"a": 1, ', "a": 1.50}])
+@pytest.mark.parametrize(
+    "body", [REQUEST_BODY, REQUEST_BODY | {"": 0, '"': {"a": [1, {"a": 2}]}, "é\\": '"a": 1, ', "a": 1.50}]
+)
 def test_a_body_without_a_doubled_key_passes_in_any_notation(body: dict[str, Any]) -> None:
     notations = (
         json.dumps(body),
@@ -115,7 +117,7 @@ def test_a_body_without_a_doubled_key_passes_in_any_notation(body: dict[str, Any
     )
 
     async def scenario() -> None:
-        async with door() as (client, _, requests):
+        async with run_proxy() as (client, _, requests):
             for text in notations:
                 assert (await client.post("/v1/completions", data=f" \n{text}\t".encode())).status == 200
             assert len(requests) == 3
@@ -125,9 +127,11 @@ def test_a_body_without_a_doubled_key_passes_in_any_notation(body: dict[str, Any
 
 def test_requests_one_after_the_other_on_one_connection_hold_little_and_are_answered_in_turn() -> None:
     async def scenario() -> None:
-        async with listened() as (port, state, requests):
+        async with listen() as (port, state, requests):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            request_bytes = post(json.dumps(ASKED | {"wait": 0.5}).encode()).replace(b"Connection: close\r\n", b"")
+            request_bytes = post(json.dumps(REQUEST_BODY | {"wait": 0.5}).encode()).replace(
+                b"Connection: close\r\n", b""
+            )
             writer.write(request_bytes + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
             received = b""
             async with asyncio.timeout(30):

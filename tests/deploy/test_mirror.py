@@ -15,7 +15,7 @@ from deploy.gateway.paths import feedback
 from deploy.monitoring import mirror
 from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
-from tests.deploy.test_drift import drawn, place_of, profile, routed
+from tests.helpers.gateway.drift_traffic import draw_answers, load_routing, make_registry_dir, profile
 from tests.helpers.gateway.task_gateway import (
     TASK_NAME,
     TASK_VERSION,
@@ -165,9 +165,9 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
     tmp_path: Path, address: str, provider: Provider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provider.answer = lambda prompt: "broken"
-    registry_dir = place_of(tmp_path, profile(drawn(400, 1)))
+    registry_dir = make_registry_dir(tmp_path, profile(draw_answers(400, 1)))
     recipe = make_recipe(tmp_path, baselines=baseline_yaml(address), route="{mirror: 1.0}")
-    deployment = make_deployed_task(tmp_path, recipe, routed(registry_dir))
+    deployment = make_deployed_task(tmp_path, recipe, load_routing(registry_dir))
 
     async def scenario() -> None:
         monitor = Monitor(registry_dir.parent)
@@ -182,7 +182,7 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
             await monitor.close()
 
     run(scenario)
-    assert drift.report_drift(registry_dir, TASK_VERSION, routed(registry_dir), 7) == 0
+    assert drift.report_drift(registry_dir, TASK_VERSION, load_routing(registry_dir), 7) == 0
     stdout = capsys.readouterr().out
     assert "mirror    30 of 40 mirrored answers the same, 75.0%" in stdout
     assert "mirror    30 of 38 of them right, 78.9%" in stdout and "38 of 38 of the API model right" in stdout
@@ -195,9 +195,9 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
     tmp_path: Path, address: str, provider: Provider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provider.answer = lambda prompt: "broken"
-    registry_dir = place_of(tmp_path, profile(drawn(400, 1)))
+    registry_dir = make_registry_dir(tmp_path, profile(draw_answers(400, 1)))
     recipe = make_recipe(tmp_path, baselines=baseline_yaml(address), route="{mirror: 1.0}")
-    deployment = make_deployed_task(tmp_path, recipe, routed(registry_dir))
+    deployment = make_deployed_task(tmp_path, recipe, load_routing(registry_dir))
 
     async def scenario() -> None:
         monitor = Monitor(registry_dir.parent)
@@ -214,7 +214,7 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
             await monitor.close()
 
     run(scenario)
-    assert drift.report_drift(registry_dir, TASK_VERSION, routed(registry_dir), 7) == 0
+    assert drift.report_drift(registry_dir, TASK_VERSION, load_routing(registry_dir), 7) == 0
     stdout = capsys.readouterr().out
     assert "mirrored answers the same" not in stdout, "they were mirrored before"
     assert "mirror    40 of 40 of them right" in stdout and "feedback: 40 of 40 kept answers right" in stdout

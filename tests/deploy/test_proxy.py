@@ -4,86 +4,38 @@ import asyncio
 import gzip
 import io
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import ClientError, ClientSession, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientError, ClientSession
 
 from deploy.answers.outcome import VERSION_HEADER
-from deploy.gateway import http_server, proxy
+from deploy.gateway import proxy
 from deploy.gateway.paths import forwarding
-from deploy.gateway.proxy_state import ProxyState
 from insource.config.schema.serving_and_cost import Limits
-from serve.vllm.server_process import Address
-
-ASKED = {"model": "classifier", "messages": [{"role": "user", "content": "classifier@v1"}]}
-
-
-@asynccontextmanager
-async def door(
-    api_key: str | None = None, limits: Limits | None = None, name: str = "classifier"
-) -> AsyncIterator[tuple[TestClient[Any, Any], ProxyState, list[Any]]]:
-    """A door with an engine behind it; yields a client, the door, and what the engine was asked."""
-    requests: list[Any] = []
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        requests.append((request.path, body, dict(request.headers)))
-        if body.get("wait"):
-            await asyncio.sleep(body["wait"])
-        if body.get("break"):
-            assert request.transport is not None
-            request.transport.abort()
-        if "raw" in body:
-            return web.Response(body=body["raw"].encode(), content_type=body.get("type", "application/json"))
-        if not body.get("stream"):
-            return web.json_response({"model": body["model"], "text": "late"}, status=body.get("status", 200))
-        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await stream.prepare(request)
-        for word in ("la", "te"):
-            event = json.dumps({"model": body["model"], "text": word}, separators=(",", ":"))
-            await stream.write(f"data: {event}\n\n".encode())
-        await stream.write(b"data: [DONE]\n\n")
-        return stream
-
-    app = web.Application(client_max_size=2**30)
-    app.router.add_route("*", "/{path:.*}", handle)
-    state = ProxyState(api_key, limits)
-    state.versions = {name: "v1", "extractor": "v7"}
-    async with TestServer(app) as engine, ClientSession(str(engine.make_url("/"))) as session:
-        state.engine = session
-        async with TestClient(TestServer(proxy.build_application(state))) as client:
-            yield client, state, requests
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(scenario())  # type: ignore[arg-type]
+from tests.helpers.gateway.proxy import REQUEST_BODY, listen, run, run_proxy
 
 
 @pytest.mark.parametrize("path", proxy.FORWARDED_PATHS)
 def test_a_name_goes_in_as_its_version_and_comes_out_as_it_was(path: str) -> None:
     async def scenario() -> None:
-        async with door() as (client, _, requests):
-            response = await client.post(path, json=ASKED | {"temperature": 0})
+        async with run_proxy() as (client, _, requests):
+            response = await client.post(path, json=REQUEST_BODY | {"temperature": 0})
             assert response.status == 200
             assert await response.json() == {"model": "classifier", "text": "late"}
             assert response.headers[VERSION_HEADER] == "v1"
             ((received_path, body, _),) = requests
             assert received_path == path and body["model"] == "classifier@v1" and body["temperature"] == 0
             # What the person wrote is not touched.
-            assert body["messages"] == ASKED["messages"]
+            assert body["messages"] == REQUEST_BODY["messages"]
 
     run(scenario)
 
 
 def test_a_stream_passes_event_by_event_with_the_name_put_back() -> None:
     async def scenario() -> None:
-        async with door() as (client, _, _requests):
-            response = await client.post("/v1/chat/completions", json=ASKED | {"stream": True})
+        async with run_proxy() as (client, _, _requests):
+            response = await client.post("/v1/chat/completions", json=REQUEST_BODY | {"stream": True})
             lines = (await response.text()).split("\n\n")
             assert lines == [
                 'data: {"model":"classifier","text":"la"}', 'data: {"model":"classifier","text":"te"}',
@@ -109,8 +61,8 @@ def test_a_stream_passes_event_by_event_with_the_name_put_back() -> None:
 )
 def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dict[str, str], status: int) -> None:
     async def scenario() -> None:
-        async with door("secret") as (client, _, requests):
-            response = await client.post("/v1/chat/completions", json=ASKED, headers=headers)
+        async with run_proxy("secret") as (client, _, requests):
+            response = await client.post("/v1/chat/completions", json=REQUEST_BODY, headers=headers)
             assert response.status == status
             assert (await client.get("/v1/models", headers=headers)).status == status
             assert len(requests) == (status == 200)
@@ -127,9 +79,9 @@ def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dic
 )  # fmt: skip
 def test_nothing_else_passes(path: str) -> None:
     async def scenario() -> None:
-        async with door() as (client, _, requests):
+        async with run_proxy() as (client, _, requests):
             for method in ("GET", "POST", "PUT", "DELETE"):
-                response = await client.request(method, path, json=ASKED)
+                response = await client.request(method, path, json=REQUEST_BODY)
                 assert response.status in (404, 405), (method, path)
             assert requests == []
 
@@ -138,7 +90,7 @@ def test_nothing_else_passes(path: str) -> None:
 
 def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
     async def scenario() -> None:
-        async with door() as (client, state, requests):
+        async with run_proxy() as (client, state, requests):
             for body, status in (
                 (b"{", 400),
                 (b"[]", 400),
@@ -157,7 +109,7 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
             listed = await (await client.get("/v1/models")).json()
             assert [model["id"] for model in listed["data"]] == ["classifier", "extractor"]
             state.engine = None
-            response = await client.post("/v1/messages", json=ASKED)
+            response = await client.post("/v1/messages", json=REQUEST_BODY)
             assert (response.status, response.headers["Retry-After"]) == (503, "5")
             assert (await client.get("/health")).status == 503
 
@@ -166,10 +118,10 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
 
 def test_the_engines_own_refusal_passes_and_its_death_is_told() -> None:
     async def scenario() -> None:
-        async with door() as (client, state, _requests):
-            response = await client.post("/v1/messages", json=ASKED | {"status": 422})
+        async with run_proxy() as (client, state, _requests):
+            response = await client.post("/v1/messages", json=REQUEST_BODY | {"status": 422})
             assert response.status == 422
-            response = await client.post("/v1/messages", json=ASKED | {"break": True})
+            response = await client.post("/v1/messages", json=REQUEST_BODY | {"break": True})
             assert response.status == 503 and "broke off" in (await response.json())["error"]["message"]
             assert state.in_flight["classifier@v1"] == 0
 
@@ -178,14 +130,14 @@ def test_the_engines_own_refusal_passes_and_its_death_is_told() -> None:
 
 def test_requests_on_their_way_end_where_they_began() -> None:
     async def scenario() -> None:
-        async with door() as (client, state, requests):
-            earlier = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
+        async with run_proxy() as (client, state, requests):
+            earlier = asyncio.create_task(client.post("/v1/messages", json=REQUEST_BODY | {"wait": 0.3}))
             async with asyncio.timeout(60):
                 while not requests:
                     await asyncio.sleep(0.01)
             assert state.in_flight["classifier@v1"] == 1
             state.versions = state.versions | {"classifier": "v2"}
-            later = await client.post("/v1/messages", json=ASKED)
+            later = await client.post("/v1/messages", json=REQUEST_BODY)
             assert later.headers[VERSION_HEADER] == "v2"
             assert (await earlier).headers[VERSION_HEADER] == "v1"
             assert state.in_flight["classifier@v1"] == 0
@@ -205,7 +157,7 @@ def test_a_name_is_put_back_where_a_name_stands_and_the_text_of_an_answer_is_lef
     delta_event = {"type": "content_block_delta", "model": engine_name, "delta": {"text": f'"model": "{engine_name}"'}}
 
     async def scenario() -> None:
-        async with door(name=name) as (client, _, _requests):
+        async with run_proxy(name=name) as (client, _, _requests):
             for escaped in (True, False):
                 raw = json.dumps(payload, ensure_ascii=escaped)
                 response = await client.post("/v1/chat/completions", json={"model": name, "raw": raw})
@@ -228,11 +180,11 @@ def test_numbers_texts_and_what_is_no_json_pass_as_they_came() -> None:
     sent = b'{"seed": 12345678901234567890123, "t": 1.10, "s": "\\ud83d\\ude00 \\u00e9", "model": "classifier"}'
 
     async def scenario() -> None:
-        async with door() as (client, _, requests):
+        async with run_proxy() as (client, _, requests):
             await client.post("/v1/completions", data=sent)
             ((_, body, _),) = requests
             assert body == json.loads(sent) | {"model": "classifier@v1"}
-            response = await client.post("/v1/completions", json=ASKED | {"raw": "no json: classifier@v1"})
+            response = await client.post("/v1/completions", json=REQUEST_BODY | {"raw": "no json: classifier@v1"})
             assert await response.text() == "no json: classifier@v1"
 
     run(scenario)
@@ -242,10 +194,10 @@ def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.
     monkeypatch.setattr(forwarding, "MAX_LINE_BYTES", 2 * 2**20)
 
     async def scenario() -> None:
-        async with door(limits=Limits(body_kib=8192)) as (client, state, _requests):
+        async with run_proxy(limits=Limits(body_kib=8192)) as (client, state, _requests):
             for mib, fits in ((1, True), (3, False)):
                 line = 'data: {"model": "classifier@v1", "text": "' + "x" * (mib * 2**20) + '"}\n\n'
-                body = ASKED | {"raw": line, "type": "text/event-stream"}
+                body = REQUEST_BODY | {"raw": line, "type": "text/event-stream"}
                 try:
                     response = await client.post("/v1/completions", data=io.BytesIO(json.dumps(body).encode()))
                     text = await response.text()
@@ -275,8 +227,8 @@ def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.
 )
 def test_what_asks_for_too_much_is_too_large(limits: Limits, body: dict[str, Any], status: int) -> None:
     async def scenario() -> None:
-        async with door(limits=limits) as (client, _, requests):
-            response = await client.post("/v1/completions", json=ASKED | body)
+        async with run_proxy(limits=limits) as (client, _, requests):
+            response = await client.post("/v1/completions", json=REQUEST_BODY | body)
             assert response.status == status
             if status == 413:
                 error = (await response.json())["error"]
@@ -288,8 +240,8 @@ def test_what_asks_for_too_much_is_too_large(limits: Limits, body: dict[str, Any
 
 def test_who_names_no_tokens_gets_as_many_as_the_limit() -> None:
     async def scenario() -> None:
-        async with door(limits=Limits(answer_tokens=7)) as (client, _, requests):
-            await client.post("/v1/completions", json=ASKED)
+        async with run_proxy(limits=Limits(answer_tokens=7)) as (client, _, requests):
+            await client.post("/v1/completions", json=REQUEST_BODY)
             assert requests[0][1]["max_tokens"] == 7
 
     run(scenario)
@@ -298,8 +250,8 @@ def test_who_names_no_tokens_gets_as_many_as_the_limit() -> None:
 @pytest.mark.parametrize("limits", [Limits(requests=3), Limits(requests_per_key=3)])
 def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> None:
     async def scenario() -> None:
-        async with door(limits=limits) as (client, state, requests):
-            posts = [client.post("/v1/messages", json=ASKED | {"wait": 0.5}) for _ in range(8)]
+        async with run_proxy(limits=limits) as (client, state, requests):
+            posts = [client.post("/v1/messages", json=REQUEST_BODY | {"wait": 0.5}) for _ in range(8)]
             answers = await asyncio.gather(*posts)
             assert sorted(response.status for response in answers) == [200] * 3 + [429] * 5
             for response in answers:
@@ -307,7 +259,7 @@ def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> Non
                     assert int(response.headers["Retry-After"]) > 0
                     assert (await response.json())["error"]["type"] == "rate_limit_error"
             assert len(requests) == 3 and state.in_flight_by_client.total() == 0
-            assert (await client.post("/v1/messages", json=ASKED)).status == 200
+            assert (await client.post("/v1/messages", json=REQUEST_BODY)).status == 200
 
     run(scenario)
 
@@ -332,9 +284,9 @@ def test_requests_that_a_page_of_another_origin_made_are_refused(
     api_key: str | None, headers: dict[str, str], status: int
 ) -> None:
     async def scenario() -> None:
-        async with door(api_key) as (client, _, requests):
+        async with run_proxy(api_key) as (client, _, requests):
             sent_headers = headers | ({"x-api-key": api_key} if api_key else {}) | {"Content-Type": "text/plain"}
-            response = await client.post("/v1/messages", data=json.dumps(ASKED), headers=sent_headers)
+            response = await client.post("/v1/messages", data=json.dumps(REQUEST_BODY), headers=sent_headers)
             assert response.status == status
             assert len(requests) == (status == 200)
             assert "Access-Control-Allow-Origin" not in response.headers
@@ -344,119 +296,10 @@ def test_requests_that_a_page_of_another_origin_made_are_refused(
 
 def test_a_packed_body_is_not_taken_and_nothing_is_unpacked() -> None:
     async def scenario() -> None:
-        async with listened() as (port, _, _requests), ClientSession() as client:
-            packed = gzip.compress(json.dumps(ASKED | {"pad": "x" * 10**6}).encode())
+        async with listen() as (port, _, _requests), ClientSession() as client:
+            packed = gzip.compress(json.dumps(REQUEST_BODY | {"pad": "x" * 10**6}).encode())
             headers = {"Content-Encoding": "gzip"}
             response = await client.post(f"http://127.0.0.1:{port}/v1/messages", data=packed, headers=headers)
             assert response.status == 415
 
     run(scenario)
-
-
-@asynccontextmanager
-async def listened() -> AsyncIterator[tuple[int, ProxyState, list[Any]]]:
-    """A door as it listens in the gateway."""
-    async with door() as (_, state, requests):
-        runner = http_server.build_runner(state, None)
-        await runner.setup()
-        assert runner.server is not None
-        listener = await http_server.listen(runner.server, Address("127.0.0.1", 0))
-        try:
-            yield listener.sockets[0].getsockname()[1], state, requests
-        finally:
-            listener.close()
-            await runner.cleanup()
-
-
-HALVES = {
-    "nothing": b"",
-    "half a header": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ",
-    "half a body": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
-    "a whole request": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)
-def test_connections_that_are_silent_are_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
-    monkeypatch.setattr(http_server, "_LINGER_SECONDS", 0.1)
-    monkeypatch.setattr(proxy, "BODY_SECONDS", 0.3)
-
-    async def scenario() -> None:
-        async with listened() as (port, state, requests):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(sent)
-            async with asyncio.timeout(30):
-                received = await reader.read()
-            writer.close()
-            assert (
-                (b" 408 " in received) == sent.endswith(b"{")
-                and requests == []
-                and state.in_flight_by_client.total() == 0
-            )
-
-    run(scenario)
-
-
-def test_connections_beyond_the_room_are_told_so_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "compute_connection_limits", lambda descriptors: (3, 16))
-
-    async def scenario() -> None:
-        async with listened() as (port, _, _requests):
-            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-            await asyncio.sleep(0.1)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            received = await reader.read()
-            assert received.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in received
-            for _, stream_writer in (*connections, (reader, writer)):
-                stream_writer.close()
-            await asyncio.sleep(0.1)
-            async with ClientSession() as client, client.get(f"http://127.0.0.1:{port}/health") as response:
-                assert response.status == 200
-
-    run(scenario)
-
-
-def test_the_room_is_within_the_descriptors() -> None:
-    for descriptors in (128, 200, 1024, 20_000, 2**20):
-        connections, backlog = http_server.compute_connection_limits(descriptors)
-        assert connections >= 1 and 2 * connections + backlog < descriptors
-
-
-def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "WRITE_SECONDS", 0.3)
-    monkeypatch.setattr(forwarding, "MIN_BYTES_PER_SECOND", 2**30)
-
-    async def scenario() -> None:
-        async with door(limits=Limits(body_kib=2**15)) as (client, state, requests):
-            server = client.server
-            assert server is not None and server.port is not None
-            for kind in ("application/json", "text/event-stream"):
-                large = json.dumps({"text": "x" * (6 * 2**20)})
-                body = json.dumps(ASKED | {"raw": f"data: {large}\n\n", "type": kind}).encode()
-                connection = socket.create_connection(("127.0.0.1", server.port))
-                connection.setblocking(False)
-                head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-                await asyncio.get_running_loop().sock_sendall(connection, head + body)
-                async with asyncio.timeout(30):
-                    while state.in_flight_by_client.total() == 0:
-                        await asyncio.sleep(0.01)
-                    while state.in_flight_by_client.total():
-                        await asyncio.sleep(0.05)
-                connection.close()
-            assert len(requests) == 2
-
-    run(scenario)
-
-
-def test_garbage_is_answered_400_and_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        async with listened() as (port, _, _requests):
-            for garbage in (b"\x16\x03\x01 no http\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost : b\r\n\r\n"):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(garbage)
-                assert b" 400 " in await reader.read()
-                writer.close()
-
-    run(scenario)
-    assert "Traceback" not in caplog.text

@@ -1,11 +1,7 @@
 """The record of traffic: rows that data preparation reads, without personal data, and none unless the recipe asks."""
 
-import asyncio
 import json
-import os
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,9 @@ from data_prep.readers import read, sources
 from data_prep.rows import columns, data_row
 from data_prep.rows.data_row import Row
 from data_prep.rows.row_filter import RowFilter
-from deploy.answers import answer_ids
 from deploy.answers.outcome import Deployment
-from deploy.gateway.deployments import Deployments
 from deploy.gateway.paths import feedback
 from deploy.monitoring import traffic_record
-from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.load import load
@@ -36,42 +29,13 @@ from tests.helpers.gateway.task_gateway import (
     make_deployed_task,
     make_recipe,
 )
+from tests.helpers.gateway.traffic import PATH, RECORD_ALL, read_recorded, run, send_bodies
 
-PATH = f"/v1/tasks/{TASK_NAME}"
-ALL = "{record: {share: 1.0, days: 30}}"
 CALLER = """{kind: extraction, instruction: Read who calls., json_schema: {type: object, properties: {
   phone: {type: integer}, who: {type: string, maxLength: 40}}, required: [phone]}}"""
 GENERATOR = "{kind: generation, instruction: Write a summary of the message.}"
 MULTI = """{kind: classification, labels_per_row: many, instruction: Name the topics of the message.,
   labels: [late, lost, broken]}"""
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(scenario())  # type: ignore[arg-type]
-
-
-def answered(deployment: Deployment, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
-    """What a gateway answers, which ends then."""
-    payloads = []
-
-    async def scenario() -> None:
-        monitor = Monitor(deployment.registry_dir.parent)
-        async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
-            for body in bodies:
-                response = await client.post(path, json=body, headers=headers)
-                assert response.status == 200, await response.text()
-                payloads.append(await response.json())
-            await monitor.close()
-
-    run(scenario)
-    return payloads
-
-
-def recorded(deployment: Deployment) -> list[dict[str, Any]]:
-    paths = sorted(path for path in (deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
-    return [
-        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
 
 
 def prepared(deployment: Deployment, recipe: Recipe) -> list[Row]:
@@ -90,7 +54,7 @@ def prepared(deployment: Deployment, recipe: Recipe) -> list[Row]:
 
 def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
-    answered(deployment, {"input": "says lost"})
+    send_bodies(deployment, {"input": "says lost"})
     assert not (deployment.registry_dir / traffic_record.FOLDER).exists()
 
 
@@ -123,76 +87,76 @@ def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
 def test_what_is_recorded_is_read_by_data_preparation_as_the_recipes_own_rows(
     tmp_path: Path, task: str | None, columns: str, output: str, target: str
 ) -> None:
-    recipe = make_recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
+    recipe = make_recipe(tmp_path, serve=RECORD_ALL, columns=columns, **({"task": task} if task else {}))
     deployment = make_deployed_task(tmp_path, recipe, Routing())
     text = f"mail ann@example.org or 4111 1111 1111 1111 says {output} p=0.95"
     # The engine reads up to a blank: extraction's JSON comes as a whole.
-    answered(deployment, {"input": text})
+    send_bodies(deployment, {"input": text})
     (row,) = prepared(deployment, recipe)
     assert row.text == text.replace("ann@example.org", "[EMAIL_1]").replace("4111 1111 1111 1111", "[CARD_1]")
     assert json.loads(row.target) == json.loads(target) if target[0] in "[{" else row.target == target
-    (line,) = recorded(deployment)
+    (line,) = read_recorded(deployment)
     assert (line["labelled_by"], line["reason"], line["version"]) == ("local", "no_api_model", "v1")
     assert "ann@" not in json.dumps(line) and "4111" not in json.dumps(line), "cards are not in privacy.redact"
 
 
 def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    answered(
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
+    send_bodies(
         deployment,
         {"input": "a secret says lost", "private": True},
         {"input": "ann (at) example dot org says lost"},
         {"input": "nothing special says lost"},
     )
-    assert [line["message"] for line in recorded(deployment)] == ["nothing special says lost"]
-    answered(deployment, {"input": "by header says lost"}, **{"X-Insource-Private": "true"})
-    assert len(recorded(deployment)) == 1
+    assert [line["message"] for line in read_recorded(deployment)] == ["nothing special says lost"]
+    send_bodies(deployment, {"input": "by header says lost"}, **{"X-Insource-Private": "true"})
+    assert len(read_recorded(deployment)) == 1
 
 
 def test_chats_are_recorded_too_whether_or_not_they_would_pass_unread(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
     chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says lost"}]}
-    (payload,) = answered(deployment, chat, path="/v1/chat/completions")
+    (payload,) = send_bodies(deployment, chat, path="/v1/chat/completions")
     assert payload["choices"][0]["message"]["content"] == "lost"
-    assert [(line["message"], line["queue"]) for line in recorded(deployment)] == [("says lost", "lost")]
+    assert [(line["message"], line["queue"]) for line in read_recorded(deployment)] == [("says lost", "lost")]
 
 
 def test_a_share_is_recorded(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
-    answered(deployment, {"inputs": [f"{index} says lost" for index in range(256)]})
-    assert 20 <= len(recorded(deployment)) <= 90
+    send_bodies(deployment, {"inputs": [f"{index} says lost" for index in range(256)]})
+    assert 20 <= len(read_recorded(deployment)) <= 90
 
 
 def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_one(tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path, serve=ALL)
+    recipe = make_recipe(tmp_path, serve=RECORD_ALL)
     deployment = make_deployed_task(tmp_path, recipe, Routing())
-    first, second = answered(deployment, {"input": "one says lost"}, {"input": "two says lost"})
+    first, second = send_bodies(deployment, {"input": "one says lost"}, {"input": "two says lost"})
     for correct in ("broken", "late", "broken", "broken"):  # what is said last counts
-        answered(deployment, {"id": first["id"], "answer": correct}, path=feedback.PATH)
+        send_bodies(deployment, {"id": first["id"], "answer": correct}, path=feedback.PATH)
     rows = prepared(deployment, recipe)
     assert [(row.text, row.target) for row in rows] == [("two says lost", "lost"), ("one says lost", "broken")]
-    answered(deployment, {"id": second["id"], "answer": "lost"}, path=feedback.PATH)
+    send_bodies(deployment, {"id": second["id"], "answer": "lost"}, path=feedback.PATH)
     assert [(row.text, row.target) for row in prepared(deployment, recipe)] == [
         ("one says lost", "broken"),
         ("two says lost", "lost"),
     ]
-    assert {line["labelled_by"] for line in recorded(deployment)} == {"feedback"}
+    assert {line["labelled_by"] for line in read_recorded(deployment)} == {"feedback"}
     batch = [{"id": first["id"], "answer": "late"}, {"id": second["id"], "answer": "late"}]
-    answered(deployment, {"feedback": [*batch, {"id": first["id"], "answer": "lost"}]}, path=feedback.PATH)
+    send_bodies(deployment, {"feedback": [*batch, {"id": first["id"], "answer": "lost"}]}, path=feedback.PATH)
     assert {row.text: row.target for row in prepared(deployment, recipe)} == {
         "one says lost": "lost",
         "two says lost": "late",
     }
-    assert len({line["id"] for line in recorded(deployment)}) == 2
+    assert len({line["id"] for line in read_recorded(deployment)}) == 2
 
 
 def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say(tmp_path: Path) -> None:
     recipe = make_recipe(
-        tmp_path, serve=ALL, columns="{text: message, label: queue}, where: {labelled_by: [feedback, person]}"
+        tmp_path, serve=RECORD_ALL, columns="{text: message, label: queue}, where: {labelled_by: [feedback, person]}"
     )
     deployment = make_deployed_task(tmp_path, recipe, Routing())
-    first, _ = answered(deployment, {"input": "one says lost"}, {"input": "two says lost"})
-    answered(deployment, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
+    first, _ = send_bodies(deployment, {"input": "one says lost"}, {"input": "two says lost"})
+    send_bodies(deployment, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
     own_path = tmp_path / "tickets.csv"
     own_path.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
     source = Source(paths=[str(own_path), str(deployment.registry_dir / traffic_record.FOLDER)])
@@ -202,8 +166,8 @@ def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say
 
 
 def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (payload,) = answered(deployment, {"input": "one says lost"})
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
+    (payload,) = send_bodies(deployment, {"input": "one says lost"})
     answer_record = deployment.ids.open(payload["id"])
     assert answer_record is not None
     with ThreadPoolExecutor(8) as threads:
@@ -215,41 +179,29 @@ def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -
                 answer_record.day,
                 {answer_record.name: correct},
             )
-    (line,) = recorded(deployment)
+    (line,) = read_recorded(deployment)
     assert line["labelled_by"] == "feedback" and line["queue"] in ("broken", "late")
 
 
 def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (payload,) = answered(deployment, {"input": "one says lost"})
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
+    (payload,) = send_bodies(deployment, {"input": "one says lost"})
     (path,) = (deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl")
     original = path.read_bytes()
-    answered(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+    send_bodies(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
     path.write_bytes(original + path.read_bytes().lstrip())
-    answered(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
-    assert [(line["queue"], line["labelled_by"]) for line in recorded(deployment)] == [("broken", "feedback")]
+    send_bodies(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+    assert [(line["queue"], line["labelled_by"]) for line in read_recorded(deployment)] == [("broken", "feedback")]
 
 
 def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leaves_the_row(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (payload,) = answered(deployment, {"input": "one says lost"})
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
+    (payload,) = send_bodies(deployment, {"input": "one says lost"})
     for new_columns in ("{text: body, label: queue}", "{text: message, label: topic}", "{messages: chat}"):
-        changed = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL, columns=new_columns), Routing())
-        (result,) = answered(changed, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+        changed = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL, columns=new_columns), Routing())
+        (result,) = send_bodies(changed, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
         assert result == {"recorded": 1, "right": False}
-    assert [(line["queue"], line["labelled_by"]) for line in recorded(deployment)] == [("lost", "local")]
-
-
-def test_old_rows_are_removed(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    folder = deployment.registry_dir / traffic_record.FOLDER
-    folder.mkdir(parents=True)
-    days = [f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}" for ago in (31, 29)]
-    for day in days:
-        (folder / f"{day}.jsonl").write_text("{}\n", encoding="utf-8")
-    answered(deployment, {"input": "says lost"})
-    assert not (folder / f"{days[0]}.jsonl").exists() and (folder / f"{days[1]}.jsonl").exists()
-    assert len(list(folder.iterdir())) == 2
+    assert [(line["queue"], line["labelled_by"]) for line in read_recorded(deployment)] == [("lost", "local")]
 
 
 @pytest.mark.parametrize(
@@ -269,17 +221,20 @@ def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_sta
 ) -> None:
     kwargs = {"task": task} if task else {}
     with raises_error(RecipeError, "INS-G008", match=f"^{key}: given .*rename it, or record nothing"):
-        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns, **kwargs))
+        traffic_record.check_recordable(make_recipe(tmp_path, serve=RECORD_ALL, columns=columns, **kwargs))
     traffic_record.check_recordable(make_recipe(tmp_path, columns=columns, **kwargs))  # nothing is recorded
 
 
 def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
     columns = "{text: message, label: queue, id: id}, split: {time: time}, where: {labelled_by: feedback}"
-    traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns))
-    traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns="{messages: chat}"))
+    traffic_record.check_recordable(make_recipe(tmp_path, serve=RECORD_ALL, columns=columns))
+    traffic_record.check_recordable(make_recipe(tmp_path, serve=RECORD_ALL, columns="{messages: chat}"))
     traffic_record.check_recordable(
         make_recipe(
-            tmp_path, serve=ALL, task=EXTRACTOR_TASK.replace("day", "time"), columns="{text: message, target: record}"
+            tmp_path,
+            serve=RECORD_ALL,
+            task=EXTRACTOR_TASK.replace("day", "time"),
+            columns="{text: message, target: record}",
         )
     )
 
@@ -289,14 +244,14 @@ def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
 )
 def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, output: str) -> None:
     deployment = make_deployed_task(
-        tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
+        tmp_path, make_recipe(tmp_path, serve=RECORD_ALL, task=CALLER, columns="{text: message}"), Routing()
     )
-    answered(
+    send_bodies(
         deployment,
         {"input": f"nothing special says {output}"},
         {"input": 'nothing special says {"phone":17,"who":null} '},
     )
-    assert [line["phone"] for line in recorded(deployment)] == [17]
+    assert [line["phone"] for line in read_recorded(deployment)] == [17]
 
 
 @pytest.mark.parametrize(
@@ -305,25 +260,30 @@ def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_p
 )
 def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, correct: dict[str, Any]) -> None:
     deployment = make_deployed_task(
-        tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
+        tmp_path, make_recipe(tmp_path, serve=RECORD_ALL, task=CALLER, columns="{text: message}"), Routing()
     )
-    (payload,) = answered(deployment, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '})
-    (result,) = answered(deployment, {"id": payload["id"], "answer": correct}, path=feedback.PATH)
+    (payload,) = send_bodies(
+        deployment, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '}
+    )
+    (result,) = send_bodies(deployment, {"id": payload["id"], "answer": correct}, path=feedback.PATH)
     assert result == {"recorded": 1, "right": False}
-    assert [line["labelled_by"] for line in recorded(deployment)] == ["local"]
-    answered(deployment, {"id": payload["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
-    assert [(line["labelled_by"], line.get("who")) for line in recorded(deployment)][-1] == ("feedback", "[EMAIL_2]")
+    assert [line["labelled_by"] for line in read_recorded(deployment)] == ["local"]
+    send_bodies(deployment, {"id": payload["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
+    assert [(line["labelled_by"], line.get("who")) for line in read_recorded(deployment)][-1] == (
+        "feedback",
+        "[EMAIL_2]",
+    )
 
 
 def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) -> None:
     recipe = load("classifier", ["serve.record.share=1"], "cpu").recipe
     deployment = make_deployed_task(tmp_path, recipe, Routing())
-    answered(deployment, {"input": "one says lost"}, {"input": "two says late"})
+    send_bodies(deployment, {"input": "one says lost"}, {"input": "two says late"})
     source = Source(path=str(deployment.registry_dir / traffic_record.FOLDER))
     (file,) = sources.find_files(source)
     for line in read.read(file, source, recipe.data.columns.texts)[1]:
         columns.check_columns(file.name, "all", line.values, recipe)
-    assert len({line["customer_id"] for line in recorded(deployment)}) == 2, (
+    assert len({line["customer_id"] for line in read_recorded(deployment)}) == 2, (
         "nobody knows whether they are of one customer"
     )
 
@@ -341,71 +301,12 @@ def test_a_form_that_the_record_cannot_have_is_refused_at_start(
     tmp_path: Path, task: str, columns: str, key: str
 ) -> None:
     with raises_error(RecipeError, "INS-G008", match=f"^{key}: given .*record of serve.record.share"):
-        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, task=task, columns=columns))
-
-
-def aged(deployment: Deployment, ago: int) -> Path:
-    path = deployment.registry_dir / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}\n", encoding="utf-8")
-    return path
-
-
-def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
-    old, young = aged(deployment, 31), aged(deployment, 29)
-
-    async def serve() -> None:
-        monitor = Monitor(deployment.registry_dir.parent)
-        async with gateway_client(deployment, monitor=monitor) as (_, _, state):
-            Deployments(state, {}).activate(deployment.registry_dir, "v1", deployment)
-            await monitor.write()
-
-    run(serve)
-    assert not old.exists() and young.exists()
-
-
-def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (deployment.registry_dir / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
-    answered(deployment, {"input": "one says lost"})
-    assert [line["message"] for line in recorded(deployment)] == ["one says lost"]
-
-    async def write() -> None:
-        monitor = Monitor(deployment.registry_dir.parent)
-        for value in (object(), "lost"):  # no task gives the first
-            monitor.traffic.add(
-                traffic_record.RecordedAnswer(
-                    deployment.task, deployment.registry_dir, "a" * 16, "two", value, "local", "", None, utc_timestamp()
-                )
-            )
-            await monitor.traffic.write()
-
-    run(write)
-    assert len(recorded(deployment)) == 2
-    captured = capsys.readouterr()
-    assert (captured.out + captured.err).count("2020-01-01.jsonl") == 2, "once a process"
-
-
-def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the_umask(tmp_path: Path) -> None:
-    previous = os.umask(0o022)
-    try:
-        deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-        answered(deployment, {"input": "says lost"})
-    finally:
-        os.umask(previous)
-    for path in (
-        deployment.registry_dir / answer_ids.KEY_FILE,
-        *(deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl"),
-    ):
-        assert path.stat().st_mode & 0o777 == 0o600, path
+        traffic_record.check_recordable(make_recipe(tmp_path, serve=RECORD_ALL, task=task, columns=columns))
 
 
 def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
     deployment = make_deployed_task(
-        tmp_path, make_recipe(tmp_path, serve=ALL, task=GENERATOR, columns="{text: message}"), Routing()
+        tmp_path, make_recipe(tmp_path, serve=RECORD_ALL, task=GENERATOR, columns="{text: message}"), Routing()
     )
 
     async def scenario() -> None:

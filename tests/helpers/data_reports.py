@@ -27,11 +27,11 @@ def write_data_report(folder: Path, **changes: Any) -> None:
         "rows": RowCounts(read=0, written={}, rejected={}, dropped={}),
         "split": SplitReport(by="given files"),
         "duplicate_key": "",
-        "near_duplicates": NearDuplicateSettings(threshold=1.0, shingle="char5", found_at_threshold=1.0),
+        "near_duplicates": NearDuplicateSettings(threshold=1.0, shingle="char5", recall_at_threshold=1.0),
         "test_rows_also_elsewhere": {},
         "labels": {},
         "tokens": TokenReport(max_length=512),
-        "suspects": LabelIssueReport(rows_looked_at=0, found=0),
+        "label_issues": LabelIssueReport(rows_examined=0, count=0),
         "sha256": {},
     }
     atomic_files.write_json(folder / "data.json", DataReport(**fields | changes).to_json())

@@ -142,7 +142,7 @@ def make_disagreements(count: int = 57) -> list[Disagreement]:
                     TUNED_MODEL: target if case == 0 else wrong,
                     API_MODEL: "" if number == 1 else api_answer,
                 },
-                right={TUNED_MODEL: case == 0, API_MODEL: case == 1},
+                correct={TUNED_MODEL: case == 0, API_MODEL: case == 1},
                 confidence=None if number == 2 else 0.5 + number / 200,
             )
         )
@@ -181,7 +181,7 @@ def _system(name: str, accuracy: float, labels: list[str]) -> SystemResult:
         slices={"channel": {value: _slice(accuracy + offset, n) for value, (offset, n) in _channels().items()}},
         per_part={label: _part(accuracy, index) for index, label in enumerate(labels)},
         validity=Validity(
-            parse=min(accuracy + 0.08, 1), in_schema=accuracy + 0.06, label=accuracy + 0.05, right=accuracy
+            parse=min(accuracy + 0.08, 1), in_schema=accuracy + 0.06, label=accuracy + 0.05, correct=accuracy
         ),
         invalid={"not_json": 31, f"odd {SCRIPT_TAG}": 2} if kind == "closed" else {},
         errors={"timeout": 3} if kind == "closed" else {},
@@ -195,9 +195,9 @@ def _system(name: str, accuracy: float, labels: list[str]) -> SystemResult:
         price=_price() if name == API_MODEL else None,
         cost_usd=None if price is None else price * N_ROWS / 1000,
         cost_usd_per_1k=3.584 if kind == "tuned" else price,
-        cost_usd_per_1k_right=3.93 if kind == "tuned" else price and price / accuracy,
+        cost_usd_per_1k_correct=3.93 if kind == "tuned" else price and price / accuracy,
         cost_usd_per_1k_batch=price and price / 2,
-        repeats=Repeats(rows=50, same=0.94) if kind == "closed" else None,
+        repeats=Repeats(rows=50, agreement=0.94) if kind == "closed" else None,
         shutdown_date="2027-01-31" if name == API_MODEL else None,
     )
 
@@ -287,7 +287,7 @@ def _price() -> Price:
 
 
 def _costs(measured: bool) -> CostResult:
-    owned = ownership.SelfHostedMeasurement(
+    self_hosted = ownership.SelfHostedMeasurement(
         requests_per_second=20.0 if measured else None,
         hardware="1x NVIDIA L4",
         on_gpu=True,
@@ -301,7 +301,7 @@ def _costs(measured: bool) -> CostResult:
         ownership.ApiCost(SECOND_MODEL, None, missing_reason="nobody here knows its price"),
         ownership.ApiCost("what we pay for today", 0.0000131),
     ]
-    return ownership.CostComparison(serving_and_cost.Cost(gpu_usd_per_hour=0.8), owned, api_costs).summarize()
+    return ownership.CostComparison(serving_and_cost.Cost(gpu_usd_per_hour=0.8), self_hosted, api_costs).summarize()
 
 
 def _plan() -> Plan:
@@ -418,23 +418,23 @@ def _routing_test(tuned_accuracy: float, api_accuracy: float) -> RoutingTest:
         correct_kept = 0.995 - (0.995 - tuned_accuracy) * coverage**2
         correct = coverage * correct_kept + (1 - coverage) * (api_accuracy - 0.02)
         curve.append(
-            CurvePoint(threshold=0.999 - 0.04 * step, kept=coverage, right_of_kept=correct_kept, right=correct)
+            CurvePoint(threshold=0.999 - 0.04 * step, kept=coverage, correct_of_kept=correct_kept, correct=correct)
         )
     coverage = 0.7
     random_value = coverage * tuned_accuracy + (1 - coverage) * api_accuracy
     random_routing = ExpectedValue(value=random_value, ci_low=None, ci_high=None)
-    owned, closed, routed = (_estimate(value, N_ROWS) for value in (tuned_accuracy, api_accuracy, 0.93))
+    self_hosted, closed, routed = (_estimate(value, N_ROWS) for value in (tuned_accuracy, api_accuracy, 0.93))
     return RoutingTest(
         rows=N_ROWS,
         kept=_estimate(coverage, N_ROWS),
-        right_of_kept=_estimate(0.9646, 2156),
+        correct_of_kept=_estimate(0.9646, 2156),
         difference_of_kept=None,
         baseline=API_MODEL,
         strategies={
-            "owned": StrategyResult(local=1.0, right=owned, usd_per_1k=3.584),
-            "closed": StrategyResult(local=0.0, right=closed, usd_per_1k=0.4),
-            "routed": StrategyResult(local=coverage, right=routed, usd_per_1k=3.71),
-            "random": StrategyResult(local=coverage, right=random_routing, usd_per_1k=3.704),
+            "owned": StrategyResult(local=1.0, correct=self_hosted, usd_per_1k=3.584),
+            "closed": StrategyResult(local=0.0, correct=closed, usd_per_1k=0.4),
+            "routed": StrategyResult(local=coverage, correct=routed, usd_per_1k=3.71),
+            "random": StrategyResult(local=coverage, correct=random_routing, usd_per_1k=3.704),
         },
         curve=curve,
     )

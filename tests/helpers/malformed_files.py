@@ -671,7 +671,7 @@ WORKBOOKS = [
         (
             expected_row(2, 12.1, True),
             expected_row(3, 3, 1000),
-            (4, "column 'label' holds the error #N/A; mend its formula"),
+            (4, "column 'label' holds the error #N/A; fix its formula"),
         ),
     ),
     MalformedFile(

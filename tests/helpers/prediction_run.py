@@ -117,7 +117,7 @@ class PredictionRun:
             confidence=0.95,
             calibration_rows=500,
             score={"of": "answer", "slope": 1.0, "intercept": 0.0},
-            why_none=None if threshold else "no threshold passed",
+            no_threshold_reason=None if threshold else "no threshold passed",
         )
         atomic_files.write_json(self.run.folder / "routing.json", policy.json())
         tuned = {"tuned": {"form": variant}}

@@ -161,5 +161,5 @@ def answered(key: str, output: str) -> response_cache.CachedResponse:
         final=True,
         usd=0.01,
         batch=False,
-        asked="",
+        requested_at="",
     )

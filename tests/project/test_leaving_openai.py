@@ -23,8 +23,8 @@ from insource.system import atomic_files
 from insource.text.text_keys import clean
 from serve.vllm import server_process
 from tests.conftest import REAL_DATA, ROOT
-from tests.data_prep.test_importer import MODEL, QUEUES, chat_row, ticket_rows, write_lines
 from tests.helpers import commands
+from tests.helpers.importing import MODEL, QUEUES, chat_row, ticket_rows, write_lines
 from tests.helpers.provider import faulty_provider
 from tests.helpers.provider.faulty_provider import Provider
 

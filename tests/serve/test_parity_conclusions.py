@@ -21,7 +21,7 @@ from tests.helpers.errors import raises_error
 PARITY = Parity()
 
 
-def lost(value: float, trained: float, low: float, high: float) -> ScoreDifference:
+def make_difference(value: float, trained: float, low: float, high: float) -> ScoreDifference:
     """A difference of accuracy on 500 rows, with an interval that is given."""
     difference = paired.compute_paired_difference(
         metric_stats.mean_metric([1.0] * 500), metric_stats.mean_metric([1.0] * 500)
@@ -29,51 +29,51 @@ def lost(value: float, trained: float, low: float, high: float) -> ScoreDifferen
     return ScoreDifference("accuracy", value, trained, replace(difference, delta=value - trained, low=low, high=high))
 
 
-def found(**overrides: Any) -> ParityResult:
+def make_result(**overrides: Any) -> ParityResult:
     flip = Mismatch("T000017", "refund_status", "billing_dispute", 0.02)
     fields: dict[str, Any] = {
-        "which": "adapter",
+        "variant": "adapter",
         "n": 500,
         "prompt_ids_equal": 1.0,
-        "first_other_prompt": None,
-        "same": SameWeightsAgreement(500, 0.998, [flip]),
-        "other": lost(0.862, 0.864, -0.008, 0.004),
-        "valid": {"grammar": (1.0, 500), "none": (0.97, 100)},
+        "first_prompt_mismatch": None,
+        "same_weights": SameWeightsAgreement(500, 0.998, [flip]),
+        "score_difference": make_difference(0.862, 0.864, -0.008, 0.004),
+        "validity": {"grammar": (1.0, 500), "none": (0.97, 100)},
     }
     return ParityResult(**(fields | overrides))
 
 
 def test_all_floors_hold() -> None:
-    assert found().failures(PARITY) == []
-    assert found(same=None, which="quantized/int8").failures(PARITY) == []
+    assert make_result().failures(PARITY) == []
+    assert make_result(same_weights=None, variant="quantized/int8").failures(PARITY) == []
 
 
 def test_one_prompt_that_is_read_otherwise_is_too_many() -> None:
-    (failure,) = found(prompt_ids_equal=0.998, first_other_prompt="T000003").failures(PARITY)
+    (failure,) = make_result(prompt_ids_equal=0.998, first_prompt_mismatch="T000003").failures(PARITY)
     assert "0.2% of 500 prompts, first in row T000003" in failure and "chat template" in failure
 
 
 def test_the_same_weights_must_agree() -> None:
     flips = [Mismatch(f"T{n}", "a", "b", 3.0) for n in range(6)]
-    (failure,) = found(same=SameWeightsAgreement(500, 0.988, flips)).failures(PARITY)
+    (failure,) = make_result(same_weights=SameWeightsAgreement(500, 0.988, flips)).failures(PARITY)
     assert (
         "98.8% of 500" in failure
         and "99.0%" in failure
         and "first row T0: 'b' where transformers answers 'a'" in failure
     )
-    assert found(same=SameWeightsAgreement(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
+    assert make_result(same_weights=SameWeightsAgreement(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
 
 
 def test_rows_within_rounding_are_told_apart_and_not_held_against_what_is_served() -> None:
     close = [Mismatch(f"T{n}", "a", "b", 0.1) for n in range(40)]
-    assert found(same=SameWeightsAgreement(500, 1.0, [], close)).failures(PARITY) == []
-    (failure,) = found(same=SameWeightsAgreement(500, 0.98, [Mismatch("T99", "a", "b", 2.0)] * 10, close)).failures(
-        PARITY
-    )
+    assert make_result(same_weights=SameWeightsAgreement(500, 1.0, [], close)).failures(PARITY) == []
+    (failure,) = make_result(
+        same_weights=SameWeightsAgreement(500, 0.98, [Mismatch("T99", "a", "b", 2.0)] * 10, close)
+    ).failures(PARITY)
     assert "98.0% of 500" in failure and "(40 more differ within rounding)" in failure and "first row T99" in failure
     report = {"start_seconds": {"adapter": 31.4}, "repeated": []}
     assert "| 100.0% of 500, and 40 within rounding |" in report_text.parity_markdown(
-        "classifier", report, [found(same=SameWeightsAgreement(500, 1.0, [], close))], PARITY
+        "classifier", report, [make_result(same_weights=SameWeightsAgreement(500, 1.0, [], close))], PARITY
     )
 
 
@@ -94,9 +94,12 @@ def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: 
     ]
     for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
         probed = ParityProbe(None, PromptSpec(max_answer_tokens=16), [], trained, True, rounding)  # type: ignore[arg-type]
-        same = check._compare_answers(probed, received)
-        assert ([mismatch.id for mismatch in same.flips], [mismatch.id for mismatch in same.close]) == (flips, close)
-        assert same.agreement == 1 - len(flips) / 20
+        same_weights = check._compare_answers(probed, received)
+        assert ([mismatch.id for mismatch in same_weights.flips], [mismatch.id for mismatch in same_weights.close]) == (
+            flips,
+            close,
+        )
+        assert same_weights.agreement == 1 - len(flips) / 20
 
 
 def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() -> None:
@@ -104,21 +107,21 @@ def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() ->
     received = [Completion("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
     trained = [ReferenceRow(id=f"T{index}", prompt_ids=[], answer="a", margin=0.1) for index in range(500)]
     probe = ParityProbe(None, PromptSpec(max_answer_tokens=16), [], trained, True, 0.25)  # type: ignore[arg-type]
-    same = check._compare_answers(probe, received)
-    assert same.agreement == 0 and len(same.flips) == 500 and not same.close
+    same_weights = check._compare_answers(probe, received)
+    assert same_weights.agreement == 0 and len(same_weights.flips) == 500 and not same_weights.close
 
 
 @pytest.mark.parametrize(
     ("low", "high", "judged"), [(-0.06, -0.02, "worse"), (-0.03, 0.01, "undecided"), (-0.009, 0.01, "non-inferior")]
 )
 def test_other_weights_are_refused_only_where_they_are_surely_worse(low: float, high: float, judged: str) -> None:
-    other = lost(0.82, 0.86, low, high)
-    assert other.judge(PARITY.score_drop) == judged
-    result = found(other=other, same=None, which="quantized/int8")
+    difference = make_difference(0.82, 0.86, low, high)
+    assert difference.judge(PARITY.score_drop) == judged
+    result = make_result(score_difference=difference, same_weights=None, variant="quantized/int8")
     failures = result.failures(PARITY)
     assert bool(failures) == (judged == "worse")
     # A lower score is a result to compare, and other answers of the same weights are none; they are told by agreement.
-    assert result.mismatches(PARITY) == [] and found(other=other).failures(PARITY) == []
+    assert result.mismatches(PARITY) == [] and make_result(score_difference=difference).failures(PARITY) == []
     assert not failures or "82.0% against 86.0% of 500 rows" in failures[0]
 
 
@@ -128,7 +131,7 @@ def test_the_table_names_what_differs_and_how_close_it_was() -> None:
         "repeated": [{"which": "adapter", "concurrency": 64, "n": 500, "differ": 2}],
     }
     text = report_text.parity_markdown(
-        "classifier", report, [found(), found(which="quantized/int8", same=None)], PARITY
+        "classifier", report, [make_result(), make_result(variant="quantized/int8", same_weights=None)], PARITY
     )
     assert "| adapter | 100.0% | 99.8% of 500 | 86.2% | -0.2% (-0.8% to +0.4%) | non-inferior | 31 s |" in text
     assert "row T000017: 'billing_dispute', in transformers 'refund_status'" in text and "1.02 times" in text

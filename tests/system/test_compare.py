@@ -170,7 +170,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(
     # What only explores is asked a part of the rows, and compared on those.
     assert scores["systems"]["base"]["n"] == 50 < tuned["n"]
     assert {entry["n"] for entry in scores["comparisons"] if entry["b"] == "base"} == {50}
-    assert any("untuned base: asked 50 of" in fallback for fallback in scores["integrity"]["fallbacks"])
+    assert any("untuned base: queried 50 of" in fallback for fallback in scores["integrity"]["fallbacks"])
 
 
 @pytest.mark.usefixtures("published_comparison")

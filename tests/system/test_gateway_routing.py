@@ -33,7 +33,7 @@ def policy(threshold: float | None) -> dict[str, Any]:
     """A routing.json."""
     reason = None if threshold else "too few rows"
     return RoutingPolicy(
-        threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=reason
+        threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, no_threshold_reason=reason
     ).json()
 
 
@@ -151,4 +151,4 @@ def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
     recorded = routing.record_routing(registry_dir, compared_run)
     assert recorded["why_none"] and recorded["scale"]
     loaded = routing.load_routing(registry_dir, [{"to": "v1", "routing": recorded}], "v1")
-    assert loaded.threshold is None and loaded.why_none and loaded.scale is not None
+    assert loaded.threshold is None and loaded.no_threshold_reason and loaded.scale is not None

@@ -102,7 +102,7 @@ def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe:
         os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
         log_text = commands.wait_for(log, "ready     again", process)
         assert (
-            "vllm      hangs: it was asked and has computed nothing for" in log_text
+            "vllm      hangs: it has requests and has computed nothing for" in log_text
             and "vllm      died" not in log_text
         )
         assert status_of(port, body, "/v1/completions") == 200
@@ -154,7 +154,7 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
     assert completed.returncode == 3, completed.stderr
     # The merged model is of the adapter that was, and no quantized form takes the place of answers that are other ones.
     assert "merged was made of another adapter" in completed.stderr
-    assert "serve.parity.same_weights asks for 99.0%" in completed.stderr
+    assert "serve.parity.same_weights requires 99.0%" in completed.stderr
     assert "where transformers answers" in completed.stderr and "not served" in completed.stderr
     assert f"first in row {lines[0]['id']}" in completed.stderr
     assert re.search(r"from token 6 of \d+ on: trained on [.]{3}.+, and the server reads [.]{3}.+", completed.stderr)

@@ -44,13 +44,13 @@ def test_the_header_tells_what_is_trained_what_the_prefix_saves_and_what_was_lef
         "base      pocket/model, nf4, 5,300,000 parameters, multiplied in float32",
         "adapter   LoRA r=32: 900,000 trainable parameters (14.52%)",
         "rows      1,620 to train on, 302 to validate on, the longest of 187 tokens",
-        "left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which",
+        "left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); see data/data.html",
         "batch     16 examples an update",
         "packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs",
         "updates   306 in 3 epochs",
         "memory    about 1.1 GB a process (estimate): weights 6 MB, adapter 14 MB, a pack of 566 tokens 0.2 GB, "
         "the process itself 0.9 GB",
-        "time      told after 5 updates",
+        "time      known after 5 updates",
     ]
 
 

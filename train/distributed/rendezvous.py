@@ -102,7 +102,8 @@ def publish_launch(recipe_folder: Path, recipe: Recipe) -> Iterator[Announcement
         finally:
             if announcement.run is None and not stop_event.is_set():
                 print(
-                    f"machine   0: launches nothing, and tells the others for {LINGER_SECONDS:.0f} s", file=sys.stderr
+                    f"machine   0: launches nothing, and reports that to the others for {LINGER_SECONDS:.0f} s",
+                    file=sys.stderr,
                 )
                 stop_event.wait(LINGER_SECONDS)
     finally:

@@ -27,11 +27,11 @@ class _Grid:
     lengths: "torch.Tensor"
     """Tokens of each row of the pass."""
     tokens: "torch.Tensor"
-    """The token of each place; padding repeats a token."""
+    """The token at each index; padding repeats a token."""
     valid: "torch.Tensor | None"
-    """Places that are not padding, None if all are."""
-    places: "torch.Tensor"
-    """The place of each token in the flattened grid."""
+    """Indices that are not padding, None if all are."""
+    indices: "torch.Tensor"
+    """The index of each token in the flattened grid."""
 
 
 class LineStates:
@@ -54,19 +54,19 @@ class LineStates:
         runs = [(line, len(list(tokens))) for line, tokens in groupby(lines)]
         longest = max(length for _, length in runs)
         tokens: list[list[int]] = []
-        places: list[int] = []
+        indices: list[int] = []
         start = 0
         for number, (_, length) in enumerate(runs):
             tokens.append([start + min(index, length - 1) for index in range(longest)])
-            places += range(number * longest, number * longest + length)
+            indices += range(number * longest, number * longest + length)
             start += length
         lengths = torch.tensor([length for _, length in runs], device=device)
         self.grid = _Grid(
             torch.tensor([line for line, _ in runs], device=device),
             lengths,
             torch.tensor(tokens, device=device),
-            None if len(places) == len(runs) * longest else torch.arange(longest, device=device) < lengths[:, None],
-            torch.tensor(places, device=device),
+            None if len(indices) == len(runs) * longest else torch.arange(longest, device=device) < lengths[:, None],
+            torch.tensor(indices, device=device),
         )
         self.convolutions = self.scans = 0
 
@@ -84,25 +84,25 @@ class LineStates:
         last = grid.lengths[:, None] + torch.arange(width - 1, device=new.device)
         self.pasts[layer][grid.lines] = past_and_new.gather(2, last[:, None].expand(-1, new.shape[1], -1))
         output = convolution(past_and_new)[:, :, width - 1 :]
-        return output.transpose(1, 2).flatten(0, 1)[grid.places].T[None]
+        return output.transpose(1, 2).flatten(0, 1)[grid.indices].T[None]
 
     def scan(self, scan: Scan, inputs: "Sequence[torch.Tensor]") -> "torch.Tensor":
         """See `RowStates`."""
         grid, layer = self._current_grid(), self.scans
         self.scans += 1
-        known = layer < len(self.states)
-        if not known and self.prefix:
+        has_state = layer < len(self.states)
+        if not has_state and self.prefix:
             self.states.append(self._first_lines(self.prefix.states[layer]))
-            known = True
+            has_state = True
         output, states = scan(
             [tensor[0][grid.tokens] for tensor in inputs],
-            self.states[layer][grid.lines] if known else None,
+            self.states[layer][grid.lines] if has_state else None,
             grid.valid,
         )
-        if not known:
+        if not has_state:
             self.states.append(self._first_lines(states.new_zeros(1, *states.shape[1:])))
         self.states[layer][grid.lines] = states.to(self.states[layer].dtype)
-        return output.flatten(0, 1)[grid.places][None]
+        return output.flatten(0, 1)[grid.indices][None]
 
     def keep(self, lines: "torch.Tensor") -> None:
         """Drop all other lines."""

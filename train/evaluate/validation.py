@@ -37,7 +37,7 @@ class GenerationEvaluator:
     on_fallback: Callable[[str], None] = lambda message: None
     """Called with a message if a part is computed by a slower method."""
 
-    def first(self, rows: int) -> "GenerationEvaluator":
+    def head(self, rows: int) -> "GenerationEvaluator":
         """Return the evaluator of only the first rows."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows], example_ids=self.example_ids[:rows])
 

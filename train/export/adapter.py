@@ -195,7 +195,7 @@ A LoRA adapter trained by insource, run `{run.id}`.
 
 {evaluation_note(task)}, on rows that were not trained on.
 Weakest {task.BREAKDOWN_NAME} by {task.BREAKDOWN_METRIC}: {weakest}.
-The sealed test set was not opened.
+The test set was not read.
 
 - Base: {base_display_name(recipe)}{dequantized_note}, quantization while training:
   {recipe.model.quantization}
@@ -232,7 +232,7 @@ def method_note(lora: Lora) -> str:
     notes += ["rsLoRA"] if lora.use_rslora else []
     notes += ["DoRA"] if lora.use_dora else []
     if lora.init_lora_weights is not True:
-        notes.append(f"begun by {lora.init_lora_weights}")
+        notes.append(f"initialized by {lora.init_lora_weights}")
     if lora.modifies_base:
         notes.append("written as the plain adapter of twice the rank that it equals on the base as published")
     return ", ".join(notes)

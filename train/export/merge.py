@@ -126,7 +126,7 @@ tags: [insource, {recipe.task.kind}]
 
 # {run.recipe_name}: {recipe.task.instruction}
 
-The adapter of insource's run `{run.id}` merged onto {base_note}. How it was trained and scored stands on the
-adapter's card; how this scores beside it, in the run's parity.md. Prompts: `prompt.json`, rendered by
+The adapter of insource's run `{run.id}` merged onto {base_note}. Its training and scores are on the
+adapter's card; the run's parity.md compares the scores of both. Prompts: `prompt.json`, rendered by
 `chat_template.jinja` and nothing else.
 """

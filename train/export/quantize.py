@@ -130,7 +130,7 @@ tags: [insource, {recipe.task.kind}, {scheme}]
 # {run.recipe_name}, {scheme}
 
 The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {calibrated}. `lm_head` is not
-quantized. How it scores beside the others: parity.md of the run.
+quantized. The run's parity.md compares its scores with the others'.
 """
 
 

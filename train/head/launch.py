@@ -102,7 +102,7 @@ def difference_text(difference: dict[str, Any]) -> str:
     elif difference["high"] < 0:
         conclusion = "the label tokens are better"
     else:
-        conclusion = "which is better cannot be told"
+        conclusion = "neither is shown to be better"
     return (
         f"{conclusion}: {metric_label(difference['metric'])} {difference['head']:.1%} of the head, "
         f"{difference['tokens']:.1%} of the tokens, difference {100 * difference['difference']:+.1f} points "

@@ -1,6 +1,6 @@
 """Handling of SIGTERM and Ctrl-C: training finishes its update and saves, other work stops; a second signal exits.
 
-SIGTERM: finishing the running update, then saving; once more ends it at once
+SIGTERM: finishing the running update, then saving; a second signal ends it immediately
 interrupted after update 5: the same command goes on from checkpoint-5
 """
 
@@ -52,7 +52,9 @@ def handle_signals(on_forced_exit: Callable[[str], None]) -> Iterator[StopReques
             if not stop_request.training:
                 raise KeyboardInterrupt(name)
             # print would fail if the signal arrived in the middle of another print.
-            os.write(2, f"{name}: finishing the running update, then saving; once more ends it at once\n".encode())
+            os.write(
+                2, f"{name}: finishing the running update, then saving; a second signal ends it immediately\n".encode()
+            )
         elif now - stop_request.requested_at > DUPLICATE_SIGNAL_SECONDS:
             try:
                 on_forced_exit(name)

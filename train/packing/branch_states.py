@@ -33,11 +33,11 @@ class _Grid:
     """Segments of one depth and of similar length: a grid of tokens, padded on the right."""
 
     tokens: "torch.Tensor"
-    """The token of each place, [segments, longest]; padding repeats a token."""
+    """The token at each index, [segments, longest]; padding repeats a token."""
     valid: "torch.Tensor | None"
     """[segments, longest], None if nothing is padded."""
     parents: "torch.Tensor | None"
-    """The place of each parent among the segments of the depth above, None at the top."""
+    """The index of each parent among the segments of the depth above, None at the top."""
 
 
 class BranchStates:
@@ -48,16 +48,16 @@ class BranchStates:
         self.levels: list[list[_Grid]] = []
         """The grids of each depth, the top first."""
         self.outputs: torch.Tensor
-        """The place of each token in the outputs of all grids, [tokens]."""
+        """The index of each token in the outputs of all grids, [tokens]."""
         self.layouts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """For a width of convolutions the inputs with their past, and the places of the tokens."""
+        """For a width of convolutions the inputs with their past, and the indices of the tokens."""
         self._build_grids(tokens)
 
     def _build_grids(self, tokens: int) -> None:
         import torch
 
         outputs, offset = [0] * tokens, 0
-        above: dict[int, int] = {-1: 0}
+        row_by_segment: dict[int, int] = {-1: 0}
         for depth in _by_depth(self.segments):
             self.levels.append([])
             order: list[int] = []
@@ -67,10 +67,10 @@ class BranchStates:
                 for segment in segments:
                     outputs[segment.start : segment.start + segment.tokens] = range(offset, offset + segment.tokens)
                     offset += longest
-                parents = [above[segment.parent] for segment in segments]
+                parents = [row_by_segment[segment.parent] for segment in segments]
                 self.levels[-1].append(self._make_grid(segments, longest, parents if segments[0].parent >= 0 else None))
                 order += numbers
-            above = {number: place for place, number in enumerate(order)}
+            row_by_segment = {number: index for index, number in enumerate(order)}
         self.outputs = torch.tensor(outputs, device=self.device)
 
     def _make_grid(self, segments: Sequence[Segment], longest: int, parents: list[int] | None) -> _Grid:
@@ -90,19 +90,21 @@ class BranchStates:
         import torch
 
         outputs: list[torch.Tensor] = []
-        above: torch.Tensor | None = None
+        parent_states: torch.Tensor | None = None
         for level in self.levels:
             states = []
             for grid in level:
                 cells = [tensor[0].index_select(0, grid.tokens.flatten()) for tensor in inputs]
                 output, final_states = scan(
                     [tensor.view(*grid.tokens.shape, *tensor.shape[1:]) for tensor in cells],
-                    None if grid.parents is None or above is None else above.index_select(0, grid.parents),
+                    None
+                    if grid.parents is None or parent_states is None
+                    else parent_states.index_select(0, grid.parents),
                     grid.valid,
                 )
                 outputs.append(output.flatten(0, 1))
                 states.append(final_states)
-            above = torch.cat(states)
+            parent_states = torch.cat(states)
         return torch.cat(outputs).index_select(0, self.outputs)[None]
 
     def convolve(self, convolution: Convolution, inputs: "torch.Tensor", width: int) -> "torch.Tensor":
@@ -111,11 +113,11 @@ class BranchStates:
 
         if width not in self.layouts:
             self.layouts[width] = self._build_layout(width, inputs.shape[-1])
-        past_and_tokens, places = self.layouts[width]
+        past_and_tokens, indices = self.layouts[width]
         # Zeros at the end: the past of a first token.
         padded = torch.nn.functional.pad(inputs[0].T, (0, 0, 0, 1))
         output = convolution(padded.index_select(0, past_and_tokens).T[None])
-        return output[0].T.index_select(0, places).T[None]
+        return output[0].T.index_select(0, indices).T[None]
 
     def _build_layout(self, width: int, tokens: int) -> "tuple[torch.Tensor, torch.Tensor]":
         import torch
@@ -123,14 +125,14 @@ class BranchStates:
         past = width - 1
         pasts: dict[int, list[int]] = {-1: [tokens] * past}
         inputs: list[int] = []
-        places = [0] * tokens
+        indices = [0] * tokens
         for number, segment in enumerate(self.segments):
-            own = range(segment.start, segment.start + segment.tokens)
-            line = [*pasts[segment.parent], *own]
-            places[segment.start : own.stop] = range(len(inputs) + past, len(inputs) + len(line))
+            positions = range(segment.start, segment.start + segment.tokens)
+            line = [*pasts[segment.parent], *positions]
+            indices[segment.start : positions.stop] = range(len(inputs) + past, len(inputs) + len(line))
             inputs += line
             pasts[number] = line[len(line) - past :]
-        return torch.tensor(inputs, device=self.device), torch.tensor(places, device=self.device)
+        return torch.tensor(inputs, device=self.device), torch.tensor(indices, device=self.device)
 
 
 def _by_depth(segments: Sequence[Segment]) -> list[list[int]]:

@@ -5,13 +5,13 @@ weights   GGUF Q4_K (5.0 bits a weight), dequantized; nf4 on top of that moved t
 adapter   LoRA r=16: 33,030,144 trainable parameters (0.81%)
 rows      1,620 to train on, 302 to validate on, the longest of 187 tokens
 teacher   210 of the 1,620 train labels are those of openai:gpt-6-luna:decisions, learnt as probabilities
-left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which
+left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); see data/data.html
 batch     16 examples an update over 2 processes
 packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs
 updates   306 in 3 epochs
 memory    about 5.1 GB a process (estimate) of the 25.3 GB of its GPU: weights 2.7 GB, adapter 0.5 GB, a pack of 566
           tokens 1.9 GB, or decoding 64 rows at once 1.7 GB
-time      told after 5 updates
+time      known after 5 updates
 """
 
 from collections.abc import Mapping
@@ -134,7 +134,7 @@ def _format_left_out(info: HeaderInfo) -> str | None:
         for category, counts in (("rejected", info.rejected), ("dropped", info.dropped))
         if sum(counts.values())
     ]
-    return ", ".join(parts) + "; data/data.html tells which" if parts else None
+    return ", ".join(parts) + "; see data/data.html" if parts else None
 
 
 def _format_packing(info: HeaderInfo) -> str:
@@ -172,7 +172,7 @@ def _format_memory(memory: MemoryEstimate | None) -> str | None:
 def _format_time(info: HeaderInfo) -> str:
     remaining_updates = info.updates - info.updates_done
     if not info.examples_per_second:
-        return f"told after {MIN_UNITS_FOR_ETA} updates"
+        return f"known after {MIN_UNITS_FOR_ETA} updates"
     duration = format_duration(remaining_updates * info.batch_size / info.examples_per_second)
     rate = f"at the {info.examples_per_second:.3g} examples/s of before"
     return f"about {duration} for the {remaining_updates:,} updates left, {rate}"

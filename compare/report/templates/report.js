@@ -1,11 +1,11 @@
 "use strict";
 (() => {
-  const told = JSON.parse(document.getElementById("told").textContent);
+  const data = JSON.parse(document.getElementById("report-data").textContent);
   const at = (id) => document.getElementById(id);
 
   // Numbers, formatted as in insource/system/number_format.py.
   const commas = (whole) => String(whole).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
-  const many = (count, one) => `${commas(count)} ${count === 1 ? one : one + "s"}`;
+  const many = (count, noun) => `${commas(count)} ${count === 1 ? noun : noun + "s"}`;
   const usd = (value) => {
     if (value >= 100 || value === 0) return "$" + commas(Math.floor(value + 0.5));
     if (value >= 1) return "$" + value.toFixed(2);
@@ -63,28 +63,28 @@
   }
 
   // Labels or fields: search, and the choice of the system whose figures are shown.
-  if (told.parts) {
+  if (data.parts) {
     const rows = [...at("parts-table").tBodies[0].rows];
     const show = (cell, value, text) => {
       cell.textContent = value === null ? "\u2013" : text(value);
       cell.dataset.value = value === null ? "" : value;
     };
     const filter = () => {
-      const wanted = at("parts-filter").value.toLowerCase();
-      for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+      const query = at("parts-filter").value.toLowerCase();
+      for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(query);
       at("parts-count").textContent = `${commas(rows.filter((row) => !row.hidden).length)} shown`;
     };
     const choose = () => {
       const first = Number(at("parts-first").value), second = Number(at("parts-second").value);
       for (const row of rows) {
-        const of = told.parts.figures[Number(row.dataset.at)], own = of[first], other = of[second];
+        const figures = data.parts.figures[Number(row.dataset.at)], own = figures[first], other = figures[second];
         for (const column of [0, 1, 2]) show(row.cells[2 + column], own && own[column], percent);
         show(row.cells[5], other && other[2], percent);
         show(row.cells[6], own && other ? own[2] - other[2] : null, signed);
       }
-      const [one, two] = at("parts-caption").querySelectorAll("bdi");
-      one.textContent = told.parts.systems[first];
-      two.textContent = told.parts.systems[second];
+      const [firstTitle, secondTitle] = at("parts-caption").querySelectorAll("bdi");
+      firstTitle.textContent = data.parts.systems[first];
+      secondTitle.textContent = data.parts.systems[second];
       for (const head of at("parts-table").querySelectorAll("th[aria-sort]")) head.removeAttribute("aria-sort");
     };
     at("parts-tools").hidden = false;
@@ -95,19 +95,19 @@
   // Rows in which two systems differ: search, filter, pages.
   if (at("rows-list")) {
     const shown = 10, rows = [...at("rows-list").children];
-    const text = (row) => [...row.querySelectorAll(".where bdi, blockquote, .text")].map((one) => one.textContent);
+    const text = (row) => [...row.querySelectorAll(".where bdi, blockquote, .text")].map((element) => element.textContent);
     const texts = rows.map((row) => text(row).join("\n").toLowerCase());
     let first = 0;
     const turn = () => {
-      const wanted = at("rows-filter").value.toLowerCase(), who = at("rows-who").value;
-      const found = rows.filter((row, n) => (!who || row.dataset.who === who) && texts[n].includes(wanted));
-      first = Math.max(0, Math.min(first, shown * Math.floor((found.length - 1) / shown)));
-      const page = new Set(found.slice(first, first + shown));
+      const query = at("rows-filter").value.toLowerCase(), who = at("rows-who").value;
+      const matches = rows.filter((row, n) => (!who || row.dataset.who === who) && texts[n].includes(query));
+      first = Math.max(0, Math.min(first, shown * Math.floor((matches.length - 1) / shown)));
+      const page = new Set(matches.slice(first, first + shown));
       for (const row of rows) row.hidden = !page.has(row);
-      const last = Math.min(first + shown, found.length);
-      at("rows-count").textContent = found.length ? `${first + 1} to ${last} of ${found.length}` : "none";
+      const last = Math.min(first + shown, matches.length);
+      at("rows-count").textContent = matches.length ? `${first + 1} to ${last} of ${matches.length}` : "none";
       at("rows-back").disabled = first === 0;
-      at("rows-on").disabled = last >= found.length;
+      at("rows-on").disabled = last >= matches.length;
     };
     const from = (row) => { first = row; turn(); };
     at("rows-tools").hidden = at("rows-pages").hidden = false;
@@ -119,63 +119,63 @@
   }
 
   // Break-even: the formula of `break_even_points` in compare/cost/break_even.py, the sentences and curves of compare/report/cost_section.py.
-  const MOST_MACHINES = 1e9;
-  function crossings(machine, capacity, fixed, price) {
+  const MAX_MACHINES = 1e9;
+  function breakEvenPoints(machine, capacity, fixed, price) {
     const gain = price * capacity - machine;
-    if (gain * MOST_MACHINES <= machine + fixed) return null;
+    if (gain * MAX_MACHINES <= machine + fixed) return null;
     let k = Math.floor(fixed / gain) + 1;
     while (Math.floor((k * machine + fixed) / price) + 1 > k * capacity) k += 1;
     const first = Math.floor((k * machine + fixed) / price) + 1;
     const before = Math.floor((fixed + (capacity - 1) * price) / gain);
-    const forGood = Math.min(Math.floor((before * machine + fixed) / price), before * capacity) + 1;
-    return [first, Math.max(first, forGood)];
+    const permanent = Math.min(Math.floor((before * machine + fixed) / price), before * capacity) + 1;
+    return [first, Math.max(first, permanent)];
   }
-  function stairsOf(inputs) {
+  function stepCostOf(inputs) {
     const hourly = inputs.gpu_usd_per_hour;
     const capacity = Math.floor(inputs.requests_per_second * 3600 * inputs.hours_per_month * inputs.utilization);
     const engineer = inputs.engineer_usd_per_month * inputs.engineer_share;
     const machines = (requests) => Math.max(1, Math.ceil(requests / capacity));
-    const stairs = { machine: hourly * inputs.hours_per_month, capacity, machines };
-    stairs.fixed = engineer + inputs.training_hours_per_month * hourly;
-    stairs.usd = (requests) => machines(requests) * stairs.machine + stairs.fixed;
-    return stairs;
+    const stepCost = { machine: hourly * inputs.hours_per_month, capacity, machines };
+    stepCost.fixed = engineer + inputs.training_hours_per_month * hourly;
+    stepCost.usd = (requests) => machines(requests) * stepCost.machine + stepCost.fixed;
+    return stepCost;
   }
-  function said(inputs, title, price) {
-    const stairs = stairsOf(inputs), volume = inputs.monthly_requests;
-    const found = crossings(stairs.machine, stairs.capacity, stairs.fixed, price);
+  function breakEvenText(inputs, title, price) {
+    const stepCost = stepCostOf(inputs), volume = inputs.monthly_requests;
+    const breakEven = breakEvenPoints(stepCost.machine, stepCost.capacity, stepCost.fixed, price);
     let figure, more;
-    if (found === null) {
-      figure = "Owning never pays.";
-      more = `A full machine costs ${usd(stairs.machine)} a month, and the ${commas(stairs.capacity)} requests that `
-        + `it can answer cost ${usd(stairs.capacity * price)} there.`;
+    if (breakEven === null) {
+      figure = "Self-hosting is never cheaper.";
+      more = `A full machine costs ${usd(stepCost.machine)} a month, and the ${commas(stepCost.capacity)} requests that `
+        + `it can answer cost ${usd(stepCost.capacity * price)} there.`;
     } else {
-      figure = `Owning pays from ${many(found[0], "request")} a month.`;
-      more = `That is ${compact(found[0] * inputs.tokens_per_request)} tokens.`;
-      if (found[1] > found[0]) {
-        more += ` Each further machine costs more at first; for good it pays from ${commas(found[1])}.`;
+      figure = `Self-hosting is cheaper from ${many(breakEven[0], "request")} a month.`;
+      more = `That is ${compact(breakEven[0] * inputs.tokens_per_request)} tokens.`;
+      if (breakEven[1] > breakEven[0]) {
+        more += ` Each further machine costs more at first; it is permanently cheaper from ${commas(breakEven[1])}.`;
       }
     }
-    if (stairs.capacity < 1) return { figure, more: "At this utilization a machine answers no request.", here: "" };
-    const here = `At ${many(volume, "request")} a month: owned ${usd(stairs.usd(volume))} with `
-      + `${many(stairs.machines(volume), "machine")}, ${title} ${usd(volume * price)}.`;
+    if (stepCost.capacity < 1) return { figure, more: "At this utilization a machine answers no request.", here: "" };
+    const here = `At ${many(volume, "request")} a month: self-hosted ${usd(stepCost.usd(volume))} with `
+      + `${many(stepCost.machines(volume), "machine")}, ${title} ${usd(volume * price)}.`;
     return { figure, more, here };
   }
-  function place(value, [low, high]) {
+  function position(value, [low, high]) {
     return 100 * (Math.log10(Math.max(value, 1e-9)) - Math.log10(low)) / (Math.log10(high) - Math.log10(low));
   }
   function curve(cost, volumes, amount) {
     const { x, y } = cost.axes;
-    return volumes.map((one) => `${place(one, x).toFixed(2)},${(100 - place(amount(one), y)).toFixed(2)}`).join(" ");
+    return volumes.map((volume) => `${position(volume, x).toFixed(2)},${(100 - position(amount(volume), y)).toFixed(2)}`).join(" ");
   }
-  function volumesOf(cost, stairs) {
+  function volumesOf(cost, stepCost) {
     const [low, high] = cost.axes.x, step = (Math.log10(high) - Math.log10(low)) / cost.samples;
-    const found = new Set();
-    for (let n = 0; n <= cost.samples; n += 1) found.add(Math.round(low * 10 ** (step * n)));
-    for (let k = 1; k <= cost.steps; k += 1) found.add(stairs.capacity * k).add(stairs.capacity * k + 1);
-    return [...found].filter((one) => one >= Math.max(low, 1) && one <= high).sort((a, b) => a - b);
+    const volumes = new Set();
+    for (let n = 0; n <= cost.samples; n += 1) volumes.add(Math.round(low * 10 ** (step * n)));
+    for (let k = 1; k <= cost.steps; k += 1) volumes.add(stepCost.capacity * k).add(stepCost.capacity * k + 1);
+    return [...volumes].filter((volume) => volume >= Math.max(low, 1) && volume <= high).sort((a, b) => a - b);
   }
-  if (told.cost) {
-    const cost = told.cost, form = at("pays-controls"), sliders = [...form.querySelectorAll("input[type=range]")];
+  if (data.cost) {
+    const cost = data.cost, form = at("pays-controls"), sliders = [...form.querySelectorAll("input[type=range]")];
     const words = {
       monthly_requests: commas,
       gpu_usd_per_hour: (value) => "$" + value.toFixed(2),
@@ -192,13 +192,13 @@
     let inputs = { ...cost.inputs };
     const draw = () => {
       const { title, usd_per_request: price } = cost.systems[at("pays-against") ? Number(at("pays-against").value) : 0];
-      const stairs = stairsOf(inputs), texts = said(inputs, title, price), volumes = volumesOf(cost, stairs);
+      const stepCost = stepCostOf(inputs), texts = breakEvenText(inputs, title, price), volumes = volumesOf(cost, stepCost);
       at("pays-figure").textContent = texts.figure;
       at("pays-more").textContent = texts.more;
       at("pays-here").firstElementChild.textContent = texts.here;
-      at("pays-own").setAttribute("points", stairs.capacity ? curve(cost, volumes, stairs.usd) : "");
-      at("pays-other").setAttribute("points", curve(cost, volumes, (one) => one * price));
-      const volume = place(inputs.monthly_requests, cost.axes.x) + "%";
+      at("pays-own").setAttribute("points", stepCost.capacity ? curve(cost, volumes, stepCost.usd) : "");
+      at("pays-other").setAttribute("points", curve(cost, volumes, (volume) => volume * price));
+      const volume = position(inputs.monthly_requests, cost.axes.x) + "%";
       at("pays-volume").setAttribute("x1", volume);
       at("pays-volume").setAttribute("x2", volume);
       for (const slider of sliders) {
@@ -225,6 +225,6 @@
 
   // Folded sections are printed too.
   window.addEventListener("beforeprint", () => {
-    for (const one of document.querySelectorAll("details")) one.open = true;
+    for (const details of document.querySelectorAll("details")) details.open = true;
   });
 })();

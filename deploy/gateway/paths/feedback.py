@@ -47,11 +47,11 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
     except StageError as error:
         raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
     for entry in accepted:
-        monitor.record_feedback(entry.deployment.task, entry.record, entry.is_right)
+        monitor.record_feedback(entry.deployment.task, entry.record, entry.is_correct)
     if not is_batch:
-        return {"recorded": 1, "right": accepted[0].is_right}
+        return {"recorded": 1, "right": accepted[0].is_correct}
     replies = [
-        {"error": result.json()} if isinstance(result, RequestError) else {"right": result.is_right}
+        {"error": result.json()} if isinstance(result, RequestError) else {"right": result.is_correct}
         for result in results
     ]
     return {"recorded": len(accepted), "results": replies}

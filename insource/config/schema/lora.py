@@ -3,7 +3,7 @@
     lora: {r: 16, lora_alpha: 32, target_modules: all-linear, init_lora_weights: pissa_niter_4}
 
 Every field of LoraConfig is a key here, or is in UNSUPPORTED_KEYS with a reason;
-`tests/insource/config/test_recipe.py` checks that.
+`tests/insource/config/test_train_settings.py` checks that.
 """
 
 from typing import Annotated, Literal, Self

@@ -3,8 +3,8 @@
     train: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}}
     train: {optim: sgd, optim_args: "momentum=0.9"}
 
-`tests/insource/config/test_recipe.py` compares the names with the signatures in transformers/optimization.py and with
-the settings that transformers/trainer_optimizer.py reads.
+`tests/insource/config/test_train_settings.py` compares the names with the signatures in transformers/optimization.py
+and with the settings that transformers/trainer_optimizer.py reads.
 """
 
 from collections.abc import Iterator, Mapping

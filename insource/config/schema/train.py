@@ -2,7 +2,8 @@
 
 Keys of `train` are those of `trl.SFTConfig`, `trl.DPOConfig` and transformers' EarlyStoppingCallback, except keys whose
 docstring says "Not upstream". Keys of `accelerate` are those of accelerate's config file.
-`tests/insource/config/test_recipe.py` checks both. Conflicts between sections are in insource/config/conflicts.py.
+`tests/insource/config/test_train_settings.py` checks both. insource/config/conflicts.py has the conflicts between
+sections.
 """
 
 from datetime import date

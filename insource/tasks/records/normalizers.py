@@ -29,8 +29,8 @@ _MONTH = (
 _DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>[0-9]{4}|[0-9]{2})"
 _NAMED_DATES = tuple(
-    re.compile(rf"(?:[a-z]+,? )?{form}", re.IGNORECASE)
-    for form in (
+    re.compile(rf"(?:[a-z]+,? )?{pattern}", re.IGNORECASE)
+    for pattern in (
         rf"{_DAY}[ .,/-]*{_MONTH}[ .,/-]*{_YEAR}",
         rf"{_MONTH}[ .,/-]*{_DAY}[ .,/-]+{_YEAR}",
         rf"(?P<year>[0-9]{{4}})[ .,/-]*{_MONTH}[ .,/-]*{_DAY}",
@@ -51,9 +51,9 @@ _AMOUNT = re.compile(
 # 129,- is 129.
 _NO_CENTS = re.compile(r"(?<=[0-9])[.,][-–—]{1,2}(?=\D*$)")
 _DIGITS, _SCIENTIFIC = (
-    {sign: re.compile(form.replace("SIGN", re.escape(sign)).replace("GROUP", group)) for sign, group in (".,", ",.")}
-    for form in (
-        r"(?P<whole>[0-9]{1,40}|[1-9][0-9]{0,2}(?P<mark>[GROUP'’ ])[0-9]{3}(?:(?P=mark)[0-9]{3}){0,10}"
+    {sign: re.compile(pattern.replace("SIGN", re.escape(sign)).replace("GROUP", group)) for sign, group in (".,", ",.")}
+    for pattern in (
+        r"(?P<integer>[0-9]{1,40}|[1-9][0-9]{0,2}(?P<mark>[GROUP'’ ])[0-9]{3}(?:(?P=mark)[0-9]{3}){0,10}"
         r"|[1-9][0-9]?(?:[GROUP][0-9]{2}){1,10}[GROUP][0-9]{3})?(?:SIGN(?P<fraction>[0-9]{1,40}))?",
         r"[-+]?[0-9]{1,40}(?:SIGN[0-9]{1,40})?[eE][-+]?[0-9]{1,3}",
     )
@@ -122,8 +122,8 @@ def parse_amount(text: str, decimal: str) -> tuple[int | float, str] | None:
     digits, signs = _DIGITS[decimal].fullmatch(match["digits"]), _signs(match)
     if digits is None or len(signs) + bool(match["open"]) > 1 or len(currencies) > 1:
         return None
-    whole = re.sub("[^0-9]", "", digits["whole"] or "0")
-    size = float(f"{whole}.{digits['fraction']}") if digits["fraction"] else int(whole)
+    integer_part = re.sub("[^0-9]", "", digits["integer"] or "0")
+    size = float(f"{integer_part}.{digits['fraction']}") if digits["fraction"] else int(integer_part)
     return -size if signs or match["open"] else size, "".join(currencies)
 
 
@@ -151,25 +151,25 @@ def _plain_number(digits: str) -> str | None:
     If there are two kinds of separator, the last one is decimal. A single separator is decimal, unless exactly three
     digits follow (1,234 and 1.234 are thousands).
     """
-    last = max(digits.rfind("."), digits.rfind(","))
-    whole, fraction = (digits[:last], digits[last + 1 :]) if last >= 0 else (digits, "")
-    if last >= 0 and digits.count(digits[last]) > 1 and set(digits) & {".", ","} == {digits[last]}:
-        whole, fraction = digits, ""  # 1,234,567
-    elif len(fraction) == 3 and re.fullmatch(r"[1-9][0-9]{0,2}", whole):
-        whole, fraction = digits, ""
+    index = max(digits.rfind("."), digits.rfind(","))
+    integer_part, fraction = (digits[:index], digits[index + 1 :]) if index >= 0 else (digits, "")
+    if index >= 0 and digits.count(digits[index]) > 1 and set(digits) & {".", ","} == {digits[index]}:
+        integer_part, fraction = digits, ""  # 1,234,567
+    elif len(fraction) == 3 and re.fullmatch(r"[1-9][0-9]{0,2}", integer_part):
+        integer_part, fraction = digits, ""
     if not fraction.isdigit() and fraction:
         return None
-    if re.search(r"\D", whole) and not _GROUPED.fullmatch(whole):
+    if re.search(r"\D", integer_part) and not _GROUPED.fullmatch(integer_part):
         return None
-    return f"{re.sub(r'[^0-9]', '', whole) or '0'}.{fraction or '0'}"
+    return f"{re.sub(r'[^0-9]', '', integer_part) or '0'}.{fraction or '0'}"
 
 
 def _format_amount(amount: Decimal) -> str:
     """Return the amount with two decimals, or all of them; never with three, which would look like thousands."""
     text = f"{amount:f}"
-    whole, _, fraction = text.partition(".")
+    integer_part, _, fraction = text.partition(".")
     fraction = fraction.rstrip("0").ljust(2, "0")
-    number = f"{whole}.{fraction + '0' if len(fraction) == 3 else fraction}"
+    number = f"{integer_part}.{fraction + '0' if len(fraction) == 3 else fraction}"
     return number.removeprefix("-") if not amount else number
 
 

@@ -23,7 +23,7 @@ Normalizers = Mapping[str, Sequence[str]]
 
 @dataclass
 class Counts:
-    """Counters n (expected), said (predicted) and right of each path, in one row."""
+    """Counters `n` (expected), `n_predicted` and `correct` of each path, in one row."""
 
     values: dict[str, Counter[str]] = field(default_factory=dict)
     """{path: counter} of values that are not objects. A list of such values is one value."""
@@ -40,9 +40,9 @@ class Counts:
         self.exact &= other.exact
 
     @property
-    def n_right(self) -> int:
+    def n_correct(self) -> int:
         """Return the number of right values."""
-        return sum(count["right"] for count in self.values.values())
+        return sum(count["correct"] for count in self.values.values())
 
 
 def count_record(
@@ -84,9 +84,9 @@ def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence
     """Return {path: {"precision", "recall", "f1", "n"}} over rows, without paths that neither side has."""
     counts = {name: sum((row[name] for row in rows if name in row), Counter[str]()) for name in names}
     return {
-        name: metric_stats.precision_recall(count["right"], count["said"], count["n"])
+        name: metric_stats.precision_recall(count["correct"], count["n_predicted"], count["n"])
         for name, count in counts.items()
-        if count["n"] or count["said"]
+        if count["n"] or count["n_predicted"]
     }
 
 
@@ -116,8 +116,8 @@ def _count_field(schema: FieldSchema, path: str, expected: Any, predicted: Any, 
         return count_record(nested, expected or {}, predicted or {}, normalizers, f"{path}.")
     expected = comparison_value(schema, path, expected, normalizers)
     predicted = comparison_value(schema, path, predicted, normalizers)
-    right = expected is not None and expected == predicted
-    count = Counter(n=int(expected is not None), said=int(predicted is not None), right=int(right))
+    correct = expected is not None and expected == predicted
+    count = Counter(n=int(expected is not None), n_predicted=int(predicted is not None), correct=int(correct))
     return Counts({path: count}, {}, expected == predicted)
 
 
@@ -147,16 +147,18 @@ def _count_objects(
         }
         scores = np.array(
             [
-                [pairs[a, b].n_right + pairs[a, b].exact / (1 + len(expected)) for b in range(len(predicted))]
+                [pairs[a, b].n_correct + pairs[a, b].exact / (1 + len(expected)) for b in range(len(predicted))]
                 for a in range(len(expected))
             ]
         )
         assignment = (
             list(zip(*linear_sum_assignment(scores, maximize=True), strict=True)) if expected and predicted else []
         )
-    right = sum(pairs[pair].exact for pair in assignment)
+    correct = sum(pairs[pair].exact for pair in assignment)
     counts = Counts(
-        {}, {path: Counter(n=len(expected), said=len(predicted), right=right)}, len(expected) == len(predicted)
+        {},
+        {path: Counter(n=len(expected), n_predicted=len(predicted), correct=correct)},
+        len(expected) == len(predicted),
     )
     matched = {a for a, _ in assignment}, {b for _, b in assignment}
     for part in (

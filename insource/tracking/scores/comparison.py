@@ -127,7 +127,7 @@ class Disagreement(Record):
     target: str
     answers: Mapping[str, str]
     """{system: answer}."""
-    right: Mapping[str, bool]
+    correct: Mapping[str, bool] = key("right")
     confidence: Number | None
 
 
@@ -245,7 +245,7 @@ def select_deciding_metric(plan: _HasMetric | None, metrics: Sequence[str]) -> s
     return plan.metric if plan else metrics[0]
 
 
-def conclude(measurements: Measurements, routing: RoutingResult, verdict: Verdict) -> Scores:
+def build_scores(measurements: Measurements, routing: RoutingResult, verdict: Verdict) -> Scores:
     """Return the measurements with routing and verdict."""
     return Scores(**dict(measurements), routing=routing, verdict=verdict)
 
@@ -255,10 +255,10 @@ def read_scores(path: Path) -> Scores:
     try:
         return Scores.model_validate(atomic_files.read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        problem = error.errors()[0]
+        location = ".".join(str(part) for part in problem["loc"])
         raise StageError(
-            f"{path}: {place or 'the file'}: {first['msg']} ({error.error_count():,} such errors); compare again "
+            f"{path}: {location or 'the file'}: {problem['msg']} ({error.error_count():,} such errors); compare again "
             "(`make compare RECIPE=... FRESH=1`)",
             code="INS-C003",
         ) from None

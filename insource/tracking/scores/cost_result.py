@@ -38,7 +38,7 @@ class MeasuredCost(Record):
     training_usd: Number
     usd_per_month: Number
     usd_per_1k: Number
-    usd_per_1k_right: Number | None
+    usd_per_1k_correct: Number | None = key("usd_per_1k_right")
 
 
 class CostInputs(Record):
@@ -64,10 +64,10 @@ class MonthlyCost(Record):
     requests: int
     of_recipe: bool
     """Whether it is the recipe's volume."""
-    closed_usd: Number | None
-    closed_batch_usd: Number | None
-    closed_cached_usd: Number | None
-    owned_usd: Number | None
+    api_usd: Number | None = key("closed_usd")
+    api_batch_usd: Number | None = key("closed_batch_usd")
+    api_cached_usd: Number | None = key("closed_cached_usd")
+    self_hosted_usd: Number | None = key("owned_usd")
     machines: int | None
 
 
@@ -86,7 +86,7 @@ class BreakEvenResult(Record):
 class ChangedAssumption(Record):
     """The break-even with one assumption changed."""
 
-    what: str
+    assumption: str = key("what")
     value: Number
     first_requests: int | None
     first_tokens: int | None
@@ -106,6 +106,6 @@ class PaidSystemCost(Record):
 class CostResult(Record):
     """The cost of self-hosting and of every paid system."""
 
-    owned: MeasuredCost | UnmeasuredCost
+    self_hosted: MeasuredCost | UnmeasuredCost = key("owned")
     inputs: CostInputs
     systems: Mapping[str, PaidSystemCost]

@@ -21,7 +21,7 @@ class TestedSequence(Record):
 class ConfidenceScale(Record):
     """The part of an answer whose probability is used, and the scale of its logit."""
 
-    of: str
+    part: str = key("of")
     slope: Number | None
     intercept: Number | None
 
@@ -47,7 +47,7 @@ class StrategyResult(Record):
 
     local: Number
     """The fraction that only the tuned model answers."""
-    right: Estimate | ExpectedValue
+    correct: Estimate | ExpectedValue = key("right")
     usd_per_1k: Number | None
 
 
@@ -56,8 +56,8 @@ class CurvePoint(Record):
 
     threshold: Number
     kept: Number
-    right_of_kept: Number | None
-    right: Number | None
+    correct_of_kept: Number | None = key("right_of_kept")
+    correct: Number | None = key("right")
 
 
 class RoutingTest(Record):
@@ -65,7 +65,7 @@ class RoutingTest(Record):
 
     rows: int
     kept: Estimate | None
-    right_of_kept: Estimate | None
+    correct_of_kept: Estimate | None = key("right_of_kept")
     difference_of_kept: Estimate | None
     baseline: str | None
     strategies: Mapping[str, StrategyResult] = key("ways")
@@ -96,7 +96,7 @@ class RoutingResult(Record):
     accuracy: Number | None
     difference: Number | None
     p_value: Number | None
-    why_none: str | None
+    no_threshold_reason: str | None = key("why_none")
     rows_needed: int | None
     sequence: TestedSequence | None
     score: ConfidenceScale | None

@@ -44,7 +44,7 @@ class Validity(Record):
     parse: Number
     in_schema: Number = key("schema")
     label: Number
-    right: Number
+    correct: Number = key("right")
 
 
 class ReliabilityBin(Record):
@@ -135,7 +135,7 @@ class Repeats(Record):
     """Rows that were requested twice."""
 
     rows: int
-    same: Number
+    agreement: Number = key("same")
     """The fraction with the same answer."""
 
 
@@ -175,7 +175,7 @@ class SystemResult(Record):
     price: Price | None
     cost_usd: Number | None
     cost_usd_per_1k: Number | None
-    cost_usd_per_1k_right: Number | None
+    cost_usd_per_1k_correct: Number | None = key("cost_usd_per_1k_right")
     cost_usd_per_1k_batch: Number | None
     repeats: Repeats | None
     shutdown_date: str | None = None

@@ -45,7 +45,7 @@ def test_attempts_without_an_answer_count_beside_what_is_known(tmp_path: Path) -
     ]
     attempt_log.attempt_log_path(path).write_text("\n".join(lines), encoding="utf-8")
     assert attempt_log.read_unsettled_usd(path) == {"a": 0.75, "b": 2.0}
-    assert [(row.key, row.unsure_usd, row.final) for row in response_cache.read_responses(path)] == [
+    assert [(row.key, row.possibly_charged_usd, row.final) for row in response_cache.read_responses(path)] == [
         ("a", 0.75, False),
         ("b", 2.0, False),
     ]

@@ -147,7 +147,7 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
 
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
     result = collect(address, path, make_requests(5), budget=Budget(0))
-    assert result.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
+    assert result.why_incomplete == "queried 0 of 5: the next call could exceed budget_usd 0"
     assert not provider.requests and not result.answers
     exhausted = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
     assert not exhausted.complete and not provider.requests
@@ -170,8 +170,8 @@ def test_tokens_that_are_not_told_count_at_their_most(path: Path) -> None:
     with run_provider(Silent()) as address:
         result = collect(address, path, make_requests(3), budget=budget)
     (response, *_) = result.answers.values()
-    assert response.usd is None and response.unsure_usd > 0 and response.input_tokens is None
-    assert budget.spent_usd == pytest.approx(3 * response.unsure_usd, rel=0.1)
+    assert response.usd is None and response.possibly_charged_usd > 0 and response.input_tokens is None
+    assert budget.spent_usd == pytest.approx(3 * response.possibly_charged_usd, rel=0.1)
 
 
 def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
@@ -235,7 +235,7 @@ def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path:
         assert [response.id for response in result.answers.values() if response.refused] == [
             "wrong key"
         ] and not result.complete
-        assert "asked 4 of 4: 1 refused for how they were asked, the last: HTTP 401: refused" in (
+        assert "queried 4 of 4: 1 refused because of their parameters, the last: HTTP 401: refused" in (
             result.why_incomplete or ""
         )
         assert provider.attempts == {"bad question": 1, "wrong key": 1, "out of order": 2, "fine": 1}
@@ -336,7 +336,7 @@ def test_a_journal_has_one_writer(path: Path) -> None:
 
 
 def test_the_last_line_of_a_key_counts(path: Path) -> None:
-    failed = replace(row(1), error="HTTP 500", final=False, unsure_usd=0.25)
+    failed = replace(row(1), error="HTTP 500", final=False, possibly_charged_usd=0.25)
     with response_cache.open_cache(path) as cache:
         cache.append([failed])
         cache.append([replace(row(1), output="late", usd=0.5)])
@@ -354,7 +354,7 @@ def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wro
             result = collect(address, path.with_name(wire), make_requests(500), backend=backend)
             assert not result.complete and all(response.refused for response in result.answers.values())
             assert MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
-            assert "refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
+            assert "refused because of their parameters, the last: HTTP 400: " in (result.why_incomplete or "")
             assert "temperature" in (result.why_incomplete or "") and result.spent_usd == 0
 
 

@@ -155,7 +155,7 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
     budget = Budget(1)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=budget)
     assert not result.complete and len(result.answers) == ROWS
-    message = f"asked {ROWS} of {ROWS}: {ROWS // 2} requests brought no answer in their batch"
+    message = f"queried {ROWS} of {ROWS}: {ROWS // 2} requests brought no answer in their batch"
     assert result.why_incomplete is not None and result.why_incomplete.startswith(message)
     expired = [item for item in result.answers.values() if item.error]
     assert len(expired) == ROWS // 2 and all("expired" in (item.error or "") and not item.final for item in expired)
@@ -278,7 +278,7 @@ def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wr
     backend = replace(make_backend(address, wire), temperature=0.0)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=backend)
     assert not result.complete and all(response.refused and not response.final for response in result.answers.values())
-    assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
+    assert f"{ROWS} refused because of their parameters, the last: HTTP 400: " in (result.why_incomplete or "")
     assert collect(address, path, make_requests(ROWS), wire, mode="batch").complete
 
 

@@ -1,6 +1,5 @@
 """Records with objects and lists of objects in them, and answers that leave out what a document does not give."""
 
-import csv
 import json
 import random
 from itertools import permutations
@@ -13,58 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_prep.report import console
 from insource.backends.wire.json_schema import restrict_keywords
-from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import extraction
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import record_counts
-from insource.tracking.data_report import DataReport
 from insource.tracking.run import Run
-from tests.data_prep.test_data_faults import prepare_data, write_rows
-from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers import commands
 from tests.helpers.grammars import check_spelling, matches, sample_text
+from tests.helpers.nested_records import ITEM, NORMALIZERS, SCHEMA, TASK, item, items, make_bills, make_record, names
+from tests.helpers.prepared_rows import write_rows
 from tests.helpers.property_tests import examples
 from tests.insource.tasks.test_extraction import task
 
-ITEM = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12, "description": "as printed"},
-        "amount": {"type": "integer"},
-        "price": {"type": "string", "maxLength": 8},
-    },
-}
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["order", "bill"]},
-        "seller": {
-            "type": "object",
-            "description": "who sells",
-            "properties": {"name": {"type": "string", "maxLength": 12}, "towns": {
-                "type": "array", "maxItems": 2, "items": {"type": "string", "maxLength": 8}}},
-            "required": ["name"],
-        },
-        "line_items": {"type": "array", "maxItems": 3, "items": ITEM, "description": "the goods"},
-        "total": {"type": "number"},
-    },
-    "required": ["kind"],
-}  # fmt: skip
-NORMALIZERS: dict[str, list[str]] = {"line_items.price": ["amount"], "line_items.name": ["case"]}
 NULL = extraction.make_spec(task(SCHEMA, normalizers=NORMALIZERS), {})
 OMIT = extraction.make_spec(task(SCHEMA, normalizers=NORMALIZERS, absent="omit"), {})
 SPECS = (NULL, OMIT)
-
-
-def item(name: str | None = None, amount: int | None = None, price: str | None = None) -> dict[str, Any]:
-    return {"name": name, "amount": amount, "price": price}
-
-
-def of(*items: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    return {"kind": "bill", "seller": None, "line_items": list(items) or None, "total": None, **kwargs}
 
 
 # The schema.
@@ -132,13 +95,6 @@ def test_the_prompt_lists_what_is_in_an_object_below_it() -> None:
     assert "Leave out what the document does not give.\n\n" in prompt and "or null" not in prompt
 
 
-# Records and answers.
-
-
-names = st.text(st.characters(codec="utf-8"), max_size=3) | st.sampled_from(['a"', "\n", "😀"])
-items = st.fixed_dictionaries(
-    {}, optional={"name": st.none() | names, "amount": st.none() | st.integers(-99, 99), "price": st.just("1,50")}
-)
 records = st.fixed_dictionaries(
     {"kind": st.sampled_from(["order", "bill"])},
     optional={
@@ -167,7 +123,7 @@ def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> No
 
 
 def test_an_answer_has_the_given_fields_alone() -> None:
-    target = of(item("nail", 2), item(price="9"), total=4)
+    target = make_record(item("nail", 2), item(price="9"), total=4)
     assert extraction.answer_text(OMIT, target) == (
         '{"kind": "bill", "line_items": [{"name": "nail", "amount": 2}, {"price": "9"}], "total": 4}'
     )
@@ -215,14 +171,14 @@ def test_strict_providers_are_asked_for_every_key_and_may_answer_null() -> None:
 @pytest.mark.parametrize(
     ("output", "problem"),
     [
-        (of(item("nail") | {"colour": "red"}), "invented_key"),
-        (of(seller={"name": "Ho", "towns": None, "street": "x"}), "invented_key"),
-        (of({"name": "nail"}), "wrong_schema"),
-        (of(seller={"towns": None}), "wrong_schema"),
-        (of(item("nail", "2")), "wrong_schema"),  # type: ignore[arg-type]
-        (of(*[item("nail")] * 4), "wrong_schema"),
-        (of(seller="Ho"), "wrong_schema"),
-        (of(line_items=["nail"]), "wrong_schema"),
+        (make_record(item("nail") | {"colour": "red"}), "invented_key"),
+        (make_record(seller={"name": "Ho", "towns": None, "street": "x"}), "invented_key"),
+        (make_record({"name": "nail"}), "wrong_schema"),
+        (make_record(seller={"towns": None}), "wrong_schema"),
+        (make_record(item("nail", "2")), "wrong_schema"),  # type: ignore[arg-type]
+        (make_record(*[item("nail")] * 4), "wrong_schema"),
+        (make_record(seller="Ho"), "wrong_schema"),
+        (make_record(line_items=["nail"]), "wrong_schema"),
     ],
 )
 def test_an_answer_that_is_no_record_has_a_reason(output: Any, problem: str) -> None:
@@ -236,7 +192,7 @@ def test_a_record_is_canonical_at_every_depth() -> None:
         "line_items": [{"price": "2", "amount": "3", "name": ""}, {"name": " "}, {}],
         "total": "4.0",
     }
-    assert extraction.canonical_record(NULL, record) == of(
+    assert extraction.canonical_record(NULL, record) == make_record(
         item(None, 3, "2"), seller={"name": "Ho", "towns": None}, total=4
     )
     for invalid, message in (
@@ -260,8 +216,8 @@ def test_a_record_is_canonical_at_every_depth() -> None:
 
 
 def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None:
-    target = of(item("nail", 2, "1.50"), item("saw", 1, "9"), item("glue", 1))
-    predicted = of(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
+    target = make_record(item("nail", 2, "1.50"), item("saw", 1, "9"), item("glue", 1))
+    predicted = make_record(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
     score = extraction.score(NULL, [target], [ParsedAnswer(predicted)])
     # nail: 3 of 3; saw: name and amount of 3; glue: neither of its 2. The seller was made up.
     assert score["per_field"]["line_items.name"] == {
@@ -276,15 +232,19 @@ def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None
     # Right 6 (kind, 5 of the items), said 8, wanted 9.
     assert score["field_f1"] == pytest.approx(2 * 6 / (8 + 9)) and score["exact_match"] == 0
     for order in permutations(target["line_items"]):
-        assert extraction.score(NULL, [target], [ParsedAnswer(of(*order))])["exact_match"] == 1
+        assert extraction.score(NULL, [target], [ParsedAnswer(make_record(*order))])["exact_match"] == 1
 
 
 def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
-    target = of(item("nail", 2))
-    for predicted in (of(item("nail", 2), item("nail", 2)), of(item("nail", 2), item("saw")), of()):
+    target = make_record(item("nail", 2))
+    for predicted in (
+        make_record(item("nail", 2), item("nail", 2)),
+        make_record(item("nail", 2), item("saw")),
+        make_record(),
+    ):
         score = extraction.score(NULL, [target], [ParsedAnswer(predicted)])
         assert score["exact_match"] == 0 and score["field_f1"] < 1
-    empty = extraction.score(NULL, [of()], [ParsedAnswer(of())])
+    empty = extraction.score(NULL, [make_record()], [ParsedAnswer(make_record())])
     assert empty["exact_match"] == 1 and empty["per_item"] == {}
 
 
@@ -301,24 +261,24 @@ def test_the_assignment_is_the_best_of_all(target_items: list[Any], predicted_it
     item_fields = NULL.fields["line_items"]["items"]["properties"]
 
     def count_equal(a: Any, b: Any) -> int:
-        return record_counts.count_record(item_fields, a, b, NULL.normalizers, "line_items.").n_right
+        return record_counts.count_record(item_fields, a, b, NULL.normalizers, "line_items.").n_correct
 
     best = max(
         sum(count_equal(a, b) for a, b in zip(fewer, order, strict=True)) for order in permutations(larger, len(fewer))
     )
-    assert counts.n_right == best + 1  # and the kind
+    assert counts.n_correct == best + 1  # and the kind
     assert counts.exact == (
         extraction.record_equality_key(NULL, target) == extraction.record_equality_key(NULL, prediction)
     )
     swapped_counts = record_counts.count_record(NULL.fields, prediction, target, NULL.normalizers)
-    assert swapped_counts.n_right == counts.n_right and swapped_counts.exact == counts.exact
+    assert swapped_counts.n_correct == counts.n_correct and swapped_counts.exact == counts.exact
 
 
 def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["ordered"] = True
     spec = extraction.make_spec(task(schema), {})
-    target, reordered = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
+    target, reordered = make_record(item("nail", 2), item("saw", 1)), make_record(item("saw", 1), item("nail", 2))
     assert extraction.score(spec, [target], [ParsedAnswer(target)])["exact_match"] == 1
     score = extraction.score(spec, [target], [ParsedAnswer(reordered)])
     assert score["exact_match"] == 0 and score["per_item"]["line_items"]["f1"] == 0
@@ -326,91 +286,10 @@ def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
     assert "ordered" not in json.dumps(extraction.output_schema(spec))
 
 
-# The rows.
-
-TASK = {"kind": "extraction", "instruction": "Read the bill please.", "json_schema": SCHEMA, "normalizers": NORMALIZERS}
-
-
-def bills(count: int) -> list[dict[str, Any]]:
-    rows = []
-    for index, text in enumerate(distinct_texts(count)):
-        line_items = [{"name": f"nail {index}", "amount": index, "price": "1,50"}, {"name": "saw"}][: index % 3]
-        description = "; ".join(f"{line_item.get('amount', '')} {line_item['name']}" for line_item in line_items)
-        rows.append({"text": f"{text}\n{description}", "kind": "bill", "line_items": line_items, "total": None})
-    return rows
-
-
-@pytest.mark.parametrize("absent", ["null", "omit"])
-def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path, absent: str) -> None:
-    rows = bills(120)
-    write_rows(tmp_path / "rows.jsonl", rows)
-    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "kind", "line_items", "total"])
-        writer.writeheader()
-        writer.writerows(
-            {**row, "line_items": json.dumps(row["line_items"]) if row["line_items"] else ""} for row in rows
-        )
-    task_json = json.dumps({**TASK, "absent": absent})
-    for name in ("rows.jsonl", "rows.csv"):
-        splits, report = prepare_data(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", task_json)
-        targets = {row["input"]["text"].split("\n")[0]: row["target"] for split in SPLITS for row in splits[split]}
-        assert len(targets) == 120 and report["rows"]["rejected"] == {}
-        for row in rows:
-            expected_items = [item(**line_item) for line_item in row["line_items"]]
-            assert targets[row["text"].split("\n")[0]] == of(*expected_items)
-        states = report["fields"]
-        assert states["line_items.name"]["all"] == {"verbatim": 80}
-        assert states["line_items.price"]["all"] == {"elsewhere": 80}
-        assert sum(states["line_items"]["all"].values()) == 40
-        html = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
-        assert "line_items.price" in html.replace("<wbr>", "")
-    assert "left out" not in console.format_summary(DataReport(**report), "prepared")
-
-
-def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", bills(120))
-    data = "{source: {path: rows.jsonl}, split: {stratify: null}}"
-    answers = []
-    for absent in ("null", "omit"):
-        _, report = prepare_data(tmp_path, data, json.dumps({**TASK, "absent": absent}))
-        answers.append(report["tokens"]["served"]["for_the_answer"])
-    assert answers[1] <= answers[0] and report["tokens"]["median"] > 0
-
-
-def test_items_in_another_order_are_the_same_record(tmp_path: Path) -> None:
-    rows = bills(150)
-    row = {**rows[2], "line_items": rows[2]["line_items"][::-1]}
-    changed = {**rows[5], "line_items": [{"name": "hammer"}]}
-    write_rows(tmp_path / "rows.jsonl", [*rows, row, changed])
-    split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
-    _, report = prepare_data(tmp_path, f"{{source: {{path: rows.jsonl}}, {split}}}", json.dumps(TASK))
-    assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
-
-
-def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
-    rows = bills(120)
-    for index, row in enumerate(rows):
-        row["text"] += f"\nmail ho{index}@example.com"
-        row["seller"] = {"name": "Ho", "towns": [f"ho{index}@example.com"[:8]]}
-        row["line_items"] = [{"name": f"h{index}@ex.com"}]
-        row["text"] += f" h{index}@ex.com"
-    write_rows(tmp_path / "rows.jsonl", rows)
-    schema = json.loads(json.dumps(SCHEMA))
-    schema["properties"]["line_items"]["items"]["properties"]["name"]["maxLength"] = 20
-    splits, _ = prepare_data(
-        tmp_path, "{source: {path: rows.jsonl}, split: {stratify: null}}\nprivacy: {redact: [email]}",
-        json.dumps({**TASK, "json_schema": schema}),
-    )  # fmt: skip
-    for name in SPLITS:
-        for row in splits[name]:
-            (line_item,) = row["target"]["line_items"]
-            assert line_item["name"].startswith("[EMAIL_") and line_item["name"] in row["input"]["text"]
-
-
 @pytest.mark.slow(minutes=4)
 def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
     rows = []
-    for bill in bills(160):
+    for bill in make_bills(160):
         record = {name: bill[name] for name in ("kind", "line_items")}
         rows.append({"text": bill["text"], "records": [record, {**record, "total": 1}]})
     write_rows(tmp_path / "rows.jsonl", rows)

@@ -13,9 +13,9 @@ from insource.config.schema.data import Task
 from insource.config.schema.source import SPLITS, Columns
 from insource.tasks import TASKS, extraction, generation, references
 from insource.tasks.parsed_answer import ParsedAnswer
-from tests.data_prep.test_data_faults import prepare_data, write_rows
-from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.distinct_texts import distinct_texts
 from tests.helpers.errors import raises_error
+from tests.helpers.prepared_rows import prepare_data, write_rows
 from train.evaluate import validation
 from train.packing import dataset
 

@@ -70,7 +70,7 @@ class Cluster:
         pool = WorkerPool(self.start_worker, lambda worker: None, (LostWorkerError,), n_workers, worker_concurrency=8)
 
         async def run() -> list[Prediction]:
-            async with pool.running():
+            async with pool.run_workers():
                 return list(await asyncio.gather(*map(pool.predict, ROWS)))
 
         return asyncio.run(run())
