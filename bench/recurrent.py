@@ -188,26 +188,26 @@ def measure_family(
         for index, example in enumerate(examples)
     ]
     shards = {mode: build_shard(model, rows, mode) for mode in ("none", "shared_prefix")}
-    methods: dict[str, Callable[[], dict[str, Any]]] = {
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
         "row_by_row": lambda: compute_gradients(model, shards["none"], "none"),
         "shared_prefix": lambda: compute_gradients(model, shards["shared_prefix"], "shared_prefix"),
     }
     if importlib.util.find_spec("tree_recurrence"):
-        methods["tree_recurrence"] = lambda: compute_tree_gradients(model, shards["shared_prefix"])
-    seconds: dict[str, list[float]] = {method: [] for method in methods}
+        ways["tree_recurrence"] = lambda: compute_tree_gradients(model, shards["shared_prefix"])
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     gradients: dict[str, dict[str, Any]] = {}
     for _ in range(1 + runs):
-        for method, compute in methods.items():
+        for way, compute in ways.items():
             started_at = time.perf_counter()
-            gradients[method] = compute()
-            seconds[method].append(time.perf_counter() - started_at)
+            gradients[way] = compute()
+            seconds[way].append(time.perf_counter() - started_at)
     figures: dict[str, dict[str, Any]] = {
-        method: {
+        way: {
             "examples_per_second": round(len(rows) / statistics.median(values[1:]), 3),
             "raw_seconds": values,
-            "largest_gradient_difference": largest_difference(gradients[method], gradients["row_by_row"]),
+            "largest_gradient_difference": largest_difference(gradients[way], gradients["row_by_row"]),
         }
-        for method, values in seconds.items()
+        for way, values in seconds.items()
     }
     return {
         "family": family.name,
@@ -269,12 +269,12 @@ def compute_tree_gradients(model: Any, shard: UpdateShard) -> dict[str, Any]:
 @contextmanager
 def own_layers_off() -> Iterator[None]:
     """Leave recurrent layers alone inside of the block."""
-    supported_types = recurrent_layers.SUPPORTED_MODEL_TYPES
+    known = recurrent_layers.SUPPORTED_MODEL_TYPES
     recurrent_layers.SUPPORTED_MODEL_TYPES = frozenset()
     try:
         yield
     finally:
-        recurrent_layers.SUPPORTED_MODEL_TYPES = supported_types
+        recurrent_layers.SUPPORTED_MODEL_TYPES = known
 
 
 def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
@@ -324,7 +324,7 @@ def measure_decoding(
         "row_by_row_rows_per_second": round(rates[False], 3),
         "shared_state_rows_per_second": round(rates[True], 3),
         "times": round(rates[True] / rates[False], 2),
-        "equal_answers": sum(first == second for first, second in zip(answers[False], answers[True], strict=True)),
+        "equal_answers": sum(one == other for one, other in zip(answers[False], answers[True], strict=True)),
     }
 
 

@@ -317,7 +317,7 @@ def test_a_provider_that_refuses_the_key_leaves_nothing_half_done(recipe_path: P
 def test_a_dry_run_estimates_the_cost_and_sends_nothing(recipe_path: Path, provider: Provider, python: Command) -> None:
     completed = python("data_prep", recipe_path, "--hardware", "cpu", "--dry-run")
     assert completed.returncode == 0, completed.stderr
-    assert "would ask openai:gpt-6-luna:decisions for labels of 60 of " in completed.stdout
+    assert "would request labels from openai:gpt-6-luna:decisions for 60 of " in completed.stdout
     assert "cost      openai:gpt-6-luna:decisions: about $0.0" in completed.stdout
     assert "budget    $1.00 (data.teacher.budget_usd), $0 of it spent" in completed.stdout
     assert not provider.attempts and not list(recipe_path.parent.rglob("data.json"))

@@ -199,7 +199,7 @@ def test_the_test_set_stays_shut_in_a_dry_run(runs: Path, small_recipe: Path) ->
     )
     completed = commands.run_command(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
     assert completed.returncode == 0, completed.stderr
-    assert "would ask" in completed.stdout
+    assert "would send" in completed.stdout
     assert ledger_sha256 == (atomic_files.sha256(runs / "small" / "ledger.jsonl") if ledger_sha256 else "")
 
 

@@ -133,7 +133,7 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
         endpoint = make_backend(address, concurrency=concurrency)
         result = collect(address, path, requests, backend=endpoint, budget=budget, price=price)
         assert not result.complete and result.why_incomplete is not None
-        message = f"asked {len(result.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
+        message = f"queried {len(result.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
         assert result.why_incomplete == message
         assert price.sum_usd(provider.charged_tokens) <= result.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
