@@ -234,7 +234,7 @@ def test_every_way_of_writing_tags(tmp_path: Path, tags: str, artists: list[str]
         (
             "{text: t, slots: {column: s, start: b, end: e}}",
             {"t": "abc", "s": [{"name": "artist", "b": 1, "e": 9}]},
-            r"slot 1 \(artist\) is said to stand from 1 to 9 of 3 characters",
+            r"slot 1 \(artist\) is given as 1 to 9 of 3 characters",
         ),
         (
             '{text: t, slots: {column: s, name: "0", value: "1"}}',
