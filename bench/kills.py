@@ -80,9 +80,9 @@ def start_training(recipe: Path, runs: Path, *settings: str, **popen_options: An
     )
 
 
-def run_training(recipe: Path, runs: Path) -> str:
+def run_training(recipe: Path, runs: Path, *settings: str) -> str:
     """Return the output of the training command. Raise RuntimeError if it fails."""
-    process = start_training(recipe, runs)
+    process = start_training(recipe, runs, *settings)
     printed, _ = process.communicate(timeout=600)
     if process.returncode:
         raise RuntimeError(f"ended with {process.returncode}:\n{printed}")

@@ -2,9 +2,11 @@
 
 A linear model starts from the same random rows of Banking77 in every arm. Each round adds rows: random ones, those of
 `make label` (`data_prep/selection/row_ranking.py`), or the most uncertain ones without diversity. The model is fitted
-again and scored on the held-out file. It writes bench/results/labelling.json.
+again and scored on the held-out file. It prints the first table of docs/labelling.md and writes
+bench/results/labelling.json.
 
-`--choose` compares rules on train rows instead (`bench/labelling_choice.py`). The rule was chosen that way.
+`--small` shows that it runs, on few rows. It writes a file only if `--results` names one. `--choose` compares rules on
+train rows instead (`bench/labelling_choice.py`). The rule was chosen that way.
 
     labelled   random   make label   difference (95% over seeds)
        750     68.1%    70.3%        +2.2 points (+1.1 to +3.3)
@@ -34,8 +36,26 @@ from insource.text.text_keys import clean, duplicate_key
 
 RESULTS = Path(__file__).parent / "results" / "labelling.json"
 DOCS = machine.ROOT / "docs" / "labelling.md"
-START_ROWS, ROUNDS, ROUND_ROWS, SEEDS = 500, 4, 250, 5
+SEEDS = 5
 BASELINE, CURRENT = "random", "make label"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many rows are labelled when."""
+
+    start_rows: int
+    """Random rows that are labelled first."""
+    rounds: int
+    round_rows: int
+
+    @property
+    def labelled_rows(self) -> list[int]:
+        """Return the number of labelled rows at the start and after each round."""
+        return [self.start_rows + self.round_rows * number for number in range(self.rounds + 1)]
+
+
+COMPLETE, SMALL = Schedule(500, 4, 250), Schedule(30, 2, 10)
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.labelling", description="Chosen rows against random rows.")
     add_banking77_option(parser)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--small", action="store_true", help="two rounds of ten rows, to try the bench")
+    parser.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --small: nowhere)")
     parser.add_argument("--choose", action="store_true", help="compare rules on train rows, without the held-out file")
     parser.add_argument("--pools", nargs="+", choices=[*POOLS], default=[*POOLS], help="with --choose: only these")
     parser.add_argument("--write-docs", action="store_true", help="put the last results of both into docs/labelling.md")
@@ -94,34 +116,36 @@ def main() -> int:
     if arguments.choose:
         print(labelling_choice.results_table(labelling_choice.measure_all(train, arguments.seeds, arguments.pools)))
         return cli.OK
-    results = measure_all(train, held_out, arguments.seeds)
-    print(results_table(results))
+    path = arguments.results or (None if arguments.small else RESULTS)
+    schedule = SMALL if arguments.small else COMPLETE
+    print(results_table(measure_all(train, held_out, arguments.seeds, schedule, path)))
     return cli.OK
 
 
-def measure_all(train: Rows, held_out: Rows, seeds: int) -> dict[str, Any]:
-    """Return the results of all arms, and write them after each arm."""
+def measure_all(train: Rows, held_out: Rows, seeds: int, schedule: Schedule, path: Path | None) -> dict[str, Any]:
+    """Return the results of all arms, and write them after each arm if a path is given."""
     started_at = time.process_time()
     refits = LinearRefits([text for text, _ in [*train, *held_out]])
-    starts = [random.Random(seed).sample(range(len(train)), START_ROWS) for seed in range(seeds)]
+    starts = [random.Random(seed).sample(range(len(train)), schedule.start_rows) for seed in range(seeds)]
     fits = [fit_rows(refits, train, start) for start in starts]
     results: dict[str, Any] = {
-        "command": f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}",
+        "command": f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}"
+        + (" --small" if schedule == SMALL else ""),
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
         "pool_rows": len(train),
         "held_out_rows": len(held_out),
-        "labelled_rows": [START_ROWS + ROUND_ROWS * number for number in range(ROUNDS + 1)],
+        "labelled_rows": schedule.labelled_rows,
         "runs": [],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
     for arm in ARMS:
         for seed in range(seeds):
-            accuracy = measure_arm(arm, seed, refits, train, held_out, starts[seed], fits[seed])
+            accuracy = measure_arm(arm, seed, schedule, refits, train, held_out, starts[seed], fits[seed])
             results["runs"].append({"seed": seed, "arm": arm, "accuracy": accuracy})
             print(f"{arm}, seed {seed}: {accuracy}", file=sys.stderr, flush=True)
         results["cpu_seconds"] = round(time.process_time() - started_at)
-        atomic_files.write_json(RESULTS, results)
+        if path:
+            atomic_files.write_json(path, results)
     return results
 
 
@@ -154,7 +178,14 @@ def fit_rows(refits: LinearRefits, train: Rows, chosen: Sequence[int]) -> Refit:
 
 
 def measure_arm(
-    arm: str, seed: int, refits: LinearRefits, train: Rows, held_out: Rows, start: Sequence[int], fitted: Refit
+    arm: str,
+    seed: int,
+    schedule: Schedule,
+    refits: LinearRefits,
+    train: Rows,
+    held_out: Rows,
+    start: Sequence[int],
+    fitted: Refit,
 ) -> list[float]:
     """Return the accuracy on the held-out rows at the start and after each round.
 
@@ -162,12 +193,12 @@ def measure_arm(
     fitted on them, which all arms share.
     """
     chosen, accuracies = list(start), [score(fitted, held_out)]
-    for _ in range(ROUNDS):
+    for _ in range(schedule.rounds):
         is_chosen = set(chosen)
         rest = [row for row in range(len(train)) if row not in is_chosen]
         uncertainty = [min(max(1 - float(fitted.margins[row]), 0.0), 1.0) for row in rest]
         labelled = [train[row][0] for row in chosen]
-        state = Round([train[row][0] for row in rest], labelled, uncertainty, ROUND_ROWS, seed)
+        state = Round([train[row][0] for row in rest], labelled, uncertainty, schedule.round_rows, seed)
         chosen += [rest[position] for position in ARMS[arm](state)]
         fitted = fit_rows(refits, train, chosen)
         accuracies.append(score(fitted, held_out))

@@ -6,6 +6,9 @@ update is left out. The bench writes bench/results/precision.json. Nothing else 
 
     | model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |
     | smollm2 | 16 | 4.1 examples/s | 7.4 | 1.79 | 44% | 3.7123, 3.7098 |
+
+`--scores` compares the scores after complete trainings instead (`bench/precision_scores.py`). `--small` shows that it
+runs, on a few updates of the pocket model. It writes a file only if `--results` names one.
 """
 
 import argparse
@@ -17,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, precision_scores
 from bench.peers.spec import ADAPTER_DIR, PeerSpec
 from bench.training import fixtures, table
-from bench.training.workloads import Workload, load_workload
+from bench.training.workloads import Workload, add_banking77_option, load_workload
 from insource.config import cli, hardware
 from insource.config.errors import StageError
 from insource.config.load import load
@@ -47,38 +50,71 @@ CASES = (
     Case("smollm2", "banking77", 64, 2),
     Case("pocket", "classifier", 16, 24),
 )
+SMALL_CASES = (Case("pocket", "classifier", 4, 2),)
+BASES = tuple(dict.fromkeys(case.base for case in CASES))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.precision", description="Training in float32 and in bfloat16."
-    )
-    parser.add_argument("--banking77", type=Path, required=True, help="the folder of its train.csv")
-    parser.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
-    arguments = parser.parse_args()
-    if not hardware.cpu_has_bfloat16():
+    arguments = build_parser().parse_args()
+    if not hardware.cpu_has_bfloat16() and not arguments.small:
         raise StageError(
             "this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32",
             code="INS-X010",
         )
+    if arguments.scores:
+        print(*precision_scores.main(arguments), sep="\n")
+        return cli.OK
     peaks = {precision: machine.measure_matmul_flops(False, precision) for precision in PRECISIONS}
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
+        for case in SMALL_CASES if arguments.small else CASES:
+            if case.base not in arguments.bases:
+                continue
             cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", arguments, peaks))
             print(table_row(cases[-1]), file=sys.stderr, flush=True)
             result = {
-                "command": f"python -m bench.precision --banking77 FOLDER --runs {arguments.runs}",
+                "command": build_command(arguments),
                 "machine": machine.describe_hardware(on_gpu=False),
                 "date": machine.utc_date(),
                 "versions": environment.read_package_versions(),
                 "matmul_flops": peaks,
                 "cases": cases,
             }
-            atomic_files.write_json(RESULTS, result)
+            if path := arguments.results or (None if arguments.small else RESULTS):
+                atomic_files.write_json(path, result)
     print("| model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |")
     print("|---|---|---|---|---|---|---|", *map(table_row, cases), sep="\n")
     return cli.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.precision", description="Training in float32 and in bfloat16."
+    )
+    add_banking77_option(parser)
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=[*BASES], help="leave out the others")
+    parser.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
+    parser.add_argument("--small", action="store_true", help="a few updates of the pocket model")
+    parser.add_argument("--results", type=Path, help="where the JSON goes (results/; --small: nowhere)")
+    scores = parser.add_argument_group("with --scores")
+    scores.add_argument("--scores", action="store_true", help="compare scores after training instead of speed")
+    scores.add_argument("--seeds", type=int, default=precision_scores.SEEDS, help="trainings in each precision")
+    scores.add_argument(
+        "--splits",
+        nargs="+",
+        choices=precision_scores.SPLITS,
+        default=["validation", "calibration"],
+        help="rows that are scored",
+    )
+    scores.add_argument("--folder", type=Path, help="keeps the trainings here: the same command continues them")
+    return parser
+
+
+def build_command(arguments: argparse.Namespace) -> str:
+    """Return the command for the file of results."""
+    selection = "--small" if arguments.small else f"--banking77 FOLDER --bases {' '.join(arguments.bases)}"
+    return f"python -m bench.precision {selection} --runs {arguments.runs}"
 
 
 def measure(case: Case, folder: Path, arguments: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
@@ -138,6 +174,8 @@ def summarize_runs(
         "peak_memory_bytes": statistics.median(run["peak_memory_bytes"] for run in runs),
         "losses": runs[0]["losses"],
         "raw_seconds": [run["raw_seconds"] for run in runs],
+        "product_dtype": runs[0]["product_dtype"],
+        "token_ids_sha256": runs[0]["token_ids_sha256"],
     }
 
 

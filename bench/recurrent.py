@@ -6,6 +6,8 @@ are padded batches, as `train.packing: none` makes them. If tree-recurrence is i
 packs too (without the package `kernels`, which it does not need on a CPU). Validation decodes with both caches. The
 bench writes bench/results/recurrent.json. Nothing else may run on the machine.
 
+`--small` shows that it runs, on tiny models and four rows of the demo. It writes a file only if `--results` names one.
+
     | family         | row by row   | shared prefix | times | tree-recurrence | gradients differ by | decoding, times |
     | Gated DeltaNet | ... examples/s | ...         | ...   | ...             | ...                 | ...             |
 """
@@ -44,9 +46,24 @@ from train.packing.attention_blocks import SHARED_PREFIX
 from train.packing.packing_plan import PackingMode, TokenizedRow, UpdateShard, UpdateShards
 
 RESULTS = Path(__file__).parent / "results" / "recurrent.json"
-ROWS, ANSWER_TOKENS, SEED = 16, 6, 17
+SEED = 17
 SIZES = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2}
 TINY_SIZES = {**SIZES, "hidden_size": 96, "intermediate_size": 128}
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of the bench."""
+
+    shape: str
+    rows: int
+    """Rows of an update, and rows that are decoded."""
+    answer_tokens: int
+    model: Mapping[str, int]
+
+
+COMPLETE = Size("banking77", 16, 6, SIZES)
+SMALL = Size("classifier", 4, 2, TINY_SIZES)
 
 
 @dataclass(frozen=True)
@@ -97,16 +114,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.recurrent", description=__doc__.splitlines()[0])
     workloads.add_banking77_option(parser)
     parser.add_argument("--runs", type=int, default=3, help="updates of each way, after one that warms up")
-    parser.add_argument("--small", action="store_true", help="tiny models and short answers, to try the bench")
+    parser.add_argument("--small", action="store_true", help="tiny models and few rows of the demo, to try the bench")
+    parser.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --small: nowhere)")
     arguments = parser.parse_args()
+    size = SMALL if arguments.small else COMPLETE
     tokenizer = chat_template.load_tokenizer(Model(base=str(POCKET)))
-    data = workloads.load_workload("banking77", tokenizer, ROWS, 0, arguments.banking77)
+    data = workloads.load_workload(size.shape, tokenizer, size.rows, 0, arguments.banking77)
     families = []
     for family in FAMILIES:
-        families.append(measure_family(family, data.examples, tokenizer, arguments))
+        families.append(measure_family(family, data.examples, tokenizer, size, arguments.runs))
         print(table_row(families[-1]), file=sys.stderr, flush=True)
-        if not arguments.small:
-            atomic_files.write_json(RESULTS, build_result(arguments, data, families))
+        if path := arguments.results or (None if arguments.small else RESULTS):
+            atomic_files.write_json(path, build_result(arguments, data, families))
     print("| family | row by row | shared prefix | times | tree-recurrence | gradients differ by | decoding, times |")
     print("|---|---|---|---|---|---|---|", *map(table_row, families), sep="\n")
     return cli.OK
@@ -116,25 +135,26 @@ def build_result(
     arguments: argparse.Namespace, data: workloads.Workload, families: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the content of recurrent.json."""
+    selection = "--small" if arguments.small else "--banking77 FOLDER"
     return {
-        "command": f"python -m bench.recurrent --banking77 FOLDER --runs {arguments.runs}",
+        "command": f"python -m bench.recurrent {selection} --runs {arguments.runs}",
         "machine": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
         "versions": environment.read_package_versions(),
         "weights": "random",
-        "batch_size": ROWS,
+        "shape": data.name,
+        "batch_size": len(data.examples),
         "prefix_tokens": data.prefix_tokens,
         "row_tokens": round(data.row_tokens, 1),
         "families": families,
     }
 
 
-def build_model(family: Family, tokenizer: Any, small: bool) -> Any:
+def build_model(family: Family, tokenizer: Any, sizes: Mapping[str, int]) -> Any:
     """Return the model of a family with random weights and a new adapter."""
     import torch
     import transformers
 
-    sizes = TINY_SIZES if small else SIZES
     config = getattr(transformers, family.config_class)(
         **sizes,
         **family.settings,
@@ -159,10 +179,10 @@ def build_model(family: Family, tokenizer: Any, small: bool) -> Any:
 
 
 def measure_family(
-    family: Family, examples: Sequence[Example], tokenizer: Any, arguments: argparse.Namespace
+    family: Family, examples: Sequence[Example], tokenizer: Any, size: Size, runs: int
 ) -> dict[str, Any]:
     """Return the figures of a family."""
-    model = build_model(family, tokenizer, arguments.small)
+    model = build_model(family, tokenizer, size.model)
     rows = [
         TokenizedRow(str(index), example.prompt_ids, (example.completion_ids,))
         for index, example in enumerate(examples)
@@ -176,14 +196,14 @@ def measure_family(
         ways["tree_recurrence"] = lambda: compute_tree_gradients(model, shards["shared_prefix"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     gradients: dict[str, dict[str, Any]] = {}
-    for _ in range(1 + arguments.runs):
+    for _ in range(1 + runs):
         for way, compute in ways.items():
             started_at = time.perf_counter()
             gradients[way] = compute()
             seconds[way].append(time.perf_counter() - started_at)
     figures: dict[str, dict[str, Any]] = {
         way: {
-            "examples_per_second": round(ROWS / statistics.median(values[1:]), 3),
+            "examples_per_second": round(len(rows) / statistics.median(values[1:]), 3),
             "raw_seconds": values,
             "largest_gradient_difference": largest_difference(gradients[way], gradients["row_by_row"]),
         }
@@ -198,7 +218,7 @@ def measure_family(
             figures["shared_prefix"]["examples_per_second"] / figures["row_by_row"]["examples_per_second"], 2
         ),
         **figures,
-        "decoding": measure_decoding(model, [row.prompt_ids for row in rows], tokenizer, arguments.runs),
+        "decoding": measure_decoding(model, [row.prompt_ids for row in rows], tokenizer, size.answer_tokens, runs),
     }
 
 
@@ -266,7 +286,9 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
     )
 
 
-def measure_decoding(model: Any, prompts: Sequence[list[int]], tokenizer: Any, runs: int) -> dict[str, Any]:
+def measure_decoding(
+    model: Any, prompts: Sequence[list[int]], tokenizer: Any, answer_tokens: int, runs: int
+) -> dict[str, Any]:
     """Return the rates of decoding a few tokens of free text for each prompt, by the cache, and the equal answers."""
     import torch
 
@@ -275,7 +297,7 @@ def measure_decoding(model: Any, prompts: Sequence[list[int]], tokenizer: Any, r
     def decode(shared: bool) -> list[list[int]]:
         prefix = length if shared else 0
         states = [
-            RowState(index, list(prompt[prefix:]), tokenizer.eos_token_id, ANSWER_TOKENS)
+            RowState(index, list(prompt[prefix:]), tokenizer.eos_token_id, answer_tokens)
             for index, prompt in enumerate(prompts)
         ]
         cache: RowCache = PaddedCache(model, len(prompts), tokenizer.pad_token_id)
@@ -298,7 +320,7 @@ def measure_decoding(model: Any, prompts: Sequence[list[int]], tokenizer: Any, r
     rates = {shared: len(prompts) / statistics.median(values[1:]) for shared, values in seconds.items()}
     return {
         "rows": len(prompts),
-        "answer_tokens": ANSWER_TOKENS,
+        "answer_tokens": answer_tokens,
         "row_by_row_rows_per_second": round(rates[False], 3),
         "shared_state_rows_per_second": round(rates[True], 3),
         "times": round(rates[True] / rates[False], 2),

@@ -30,6 +30,9 @@ class System:
     variant: str | None = None
     """The exported variant of a tuned system: adapter, merged or quantized/<scheme>."""
     shots: int = 0
+    """Number of examples in each prompt."""
+    trained_shots: int = 0
+    """Number of examples in the prompts of training (train.shots)."""
     baseline: Baseline | None = None
     omitted_parameters: tuple[str, ...] = ()
     """Parameters that the provider rejected at the first request. They are not sent."""
@@ -41,8 +44,8 @@ class System:
 
     @property
     def uses_tuned_scale(self) -> bool:
-        """Return whether the confidence scale of the tuned model applies. The scale was fitted without examples."""
-        return self.kind == "tuned" and not self.shots
+        """Return whether the confidence scale of the tuned model applies: its prompts are those of training."""
+        return self.kind == "tuned" and self.shots == self.trained_shots
 
 
 @dataclass(frozen=True)

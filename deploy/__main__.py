@@ -10,6 +10,7 @@ from insource.config import cli
 from insource.config.errors import GateError
 from insource.config.load import describe_precedence, load
 from insource.tracking import folder_ownership, run, wandb_logging
+from insource.tracking.prompt_spec import PROMPT_FILE, PromptSpec
 from insource.tracking.run import Run
 
 
@@ -34,8 +35,13 @@ def main() -> int:
 
 
 def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace) -> int:
-    """Deploy the adapter of a run if its checks pass or are overridden. Return the exit code."""
+    """Deploy the adapter of a run if its checks pass or are overridden. Return the exit code.
+
+    Raise RecipeError if the run was trained with examples in its prompts, which no check overrides.
+    """
     recipe, previous = training_run.recipe(), registry.current_version(registry_dir)
+    if (training_run.folder / "adapter" / PROMPT_FILE).is_file():
+        PromptSpec.read(training_run.folder / "adapter").check_without_examples(training_run.id)
     failures = gates.find_failures(training_run, recipe)
     for failure in failures:
         print(f"check     {failure}", file=sys.stderr)

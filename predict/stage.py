@@ -18,6 +18,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.tracking import run
+from insource.tracking.prompt_spec import PromptSpec
 from predict import ENGINES
 from predict.cluster import cluster_query
 from predict.engines import clients, local_vllm, server_check
@@ -58,6 +59,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
     pattern, output_path = _parse_paths(arguments)
     engine = _parse_engine(arguments)
     loaded, trained_run = run.load_recipe_and_run(arguments)
+    PromptSpec.read(trained_run.folder / "adapter").check_without_examples(trained_run.id)
     recipe = merge_recipes(trained_run.recipe(), loaded.recipe)
     base_url = _parse_base_url(engine, arguments.base_url, recipe)
     source = inputs.make_source(recipe, pattern)

@@ -97,7 +97,8 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
     """Return the models to serve and the first recipe, which has the settings of the server.
 
     The models are a list of choices, best first. With one recipe each choice is one variant of it; with several recipes
-    there is one choice, with one model of each. Raise RecipeError if a recipe is named twice or its run has no variant.
+    there is one choice, with one model of each. Raise RecipeError if a recipe is named twice, or if its run has no
+    variant or was trained with examples in its prompts.
     """
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
@@ -112,6 +113,7 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
         run_recipe = training_run.recipe()
         variants = launch_plan.rank_variants(training_run, run_recipe, loaded.recipe.serve, shared=len(names) > 1)
         choices.append([ServedModel(loaded.name, training_run, run_recipe, variant) for variant in variants])
+        choices[-1][0].prompt.check_without_examples(training_run.id)
         print(f"serve     {loaded.name}: {variants[0]} of run {training_run.id}", file=sys.stderr)
     single = choices[0] if len(choices) == 1 else []
     return [[model] for model in single] or [[models[0] for models in choices]], recipes[0]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 from demo_data.support_tickets import generate_tickets
-from tests.helpers import property_tests
+from tests.helpers import hung_tests, property_tests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +51,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for path in {item.path for item in items}:
         seconds[path] = recorded.get(path.relative_to(ROOT).as_posix(), seconds[path])
     items.sort(key=lambda item: -seconds[item.path])
+
+
+STDERR_FD = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # While tests run, pytest captures what is written to 2.
+    config.stash[STDERR_FD] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with hung_tests.report_if_hung(item.nodeid, item.config.stash[STDERR_FD]):
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -37,6 +37,7 @@ from train.distributed import rendezvous
 from train.distributed.launcher import PARENT_PID_ENV
 from train.distributed.rendezvous import Announcement
 from train.loop.signals import DUPLICATE_SIGNAL_SECONDS
+from train.prompt_examples import WITHOUT_EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 # After a second signal the processes have this many seconds to record their end.
@@ -322,17 +323,23 @@ def _finish(finished_run: Run, keep_latest: bool) -> int:
 
 def summary_lines(finished_run: Run) -> list[str]:
     """Return the summary of a finished training: its scores, those of the untuned base, and the adapter folder."""
-    task = TASKS[finished_run.recipe().task.task_name]
+    recipe = finished_run.recipe()
+    task, shots = TASKS[recipe.task.task_name], recipe.train.shots
+    examples_note = f", each prompt with {shots} similar train rows" if shots else ""
     scores: dict[str, Any] = finished_run.stage("train").metrics["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices with the values true and false, such as the vendors that the train rows do not contain.
     scores_by_slice = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
         f"adapter   {os.path.relpath(finished_run.folder / 'adapter')}",
-        f"tuned     {format_metrics(task.main_metrics(tuned))}  ({tuned['n']} validation rows)",
+        f"tuned     {format_metrics(task.main_metrics(tuned))}  ({tuned['n']} validation rows{examples_note})",
         *(
             f"          {format_metrics(task.main_metrics(slice_scores))}  ({slice_scores['n']} of them: {name})"
             for name, slice_scores in scores_by_slice.items()
+        ),
+        *(
+            f"          {format_metrics(task.main_metrics(scores[name]))}  (the same rows, without examples)"
+            for name in scores.keys() & {WITHOUT_EXAMPLES}
         ),
         f"untuned   {format_metrics(task.main_metrics(base))}  (the same base before training)",
     ]

@@ -8,18 +8,20 @@ from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tasks import TASKS, train_subset
-from insource.tasks.data_row import DataRow
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tasks.task_kind import TaskKind
 from insource.tracking.base_models import base_store, gguf_model
 from insource.tracking.data_report import DataReport
 from insource.tracking.run import Run
+from train import prompt_examples
 from train.evaluate import decodability, packing_check
 from train.model import base
 from train.packing import dataset
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import PackingPlan, TokenizedRow
+from train.prompt_examples import RowExamples
 from train.report import preflight
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class PreparedRows:
     """The limit of an answer, of all train rows."""
     trained_labels: frozenset[str]
     """The targets of all train rows."""
+    examples: RowExamples | None = None
+    """The examples in the prompts, None without `train.shots`."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -79,14 +83,28 @@ def prepare_rows(
         )
     for note in gguf_model.read_notes(recipe.model.base):
         log_fallback(note)
-    rows = dataset.tokenize_rows(task, spec, tokenizer, train_rows)
     config = base.load_config(recipe.model)
-    preflight.check_training_rows(rows, tokenizer, recipe, config)
-    decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
+
+    def tokenize(data: Rows, examples: Sequence[Rows] = ()) -> list[TokenizedRow]:
+        tokenized = dataset.tokenize_rows(task, spec, tokenizer, data, examples)
+        preflight.check_training_rows(tokenized, tokenizer, recipe, config)
+        vocabulary_size = config.get_text_config().vocab_size
+        decodability.check_answers_decodable(task, spec, data, tokenized, tokenizer, vocabulary_size)
+        return tokenized
+
+    rows = tokenize(train_rows)
     selected = train_subset.select_train_rows(train_rows, recipe)
-    selected_rows, tokenized = [train_rows[index] for index in selected], [rows[index] for index in selected]
+    selected_rows = [train_rows[index] for index in selected]
+    answer_tokens = max_answer_tokens(rows)
+    examples = prompt_examples.choose_examples(
+        recipe, task, spec, tokenizer, selected_rows, validation_rows, answer_tokens
+    )
+    if examples:
+        examples.log(log, log_fallback)
+    train_examples = examples.train if examples else ()
+    tokenized = tokenize(selected_rows, train_examples) if examples else [rows[index] for index in selected]
     if recipe.train.soft_labels:
-        tokenized = dataset.apply_soft_labels(task, spec, tokenizer, tokenized, selected_rows)
+        tokenized = dataset.apply_soft_labels(task, spec, tokenizer, tokenized, selected_rows, train_examples)
     return PreparedRows(
         task=task,
         spec=spec,
@@ -94,8 +112,9 @@ def prepare_rows(
         train_rows=selected_rows,
         tokenized=tokenized,
         validation_rows=validation_rows,
-        max_answer_tokens=max_answer_tokens(rows),
+        max_answer_tokens=answer_tokens,
         trained_labels=frozenset(str(row["target"]) for row in train_rows),
+        examples=examples,
     )
 
 

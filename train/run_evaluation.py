@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
+from insource.tasks import few_shot
 from insource.tasks.rendering import chat_template
 from insource.tracking.run import Run
 from train.device import precision
@@ -14,6 +15,7 @@ from train.evaluate.log_likelihood import BATCH_ROWS
 from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator
 from train.packing import dataset, packing_plan
 from train.packing.packing_plan import PackingPlan
+from train.prompt_examples import WITHOUT_EXAMPLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +31,19 @@ class Evaluation:
     deciding: GenerationEvaluator | PreferenceEvaluator
     """The one whose score counts: `generation`, but for preference tuning."""
     base_outputs: list[Any]
+    without_examples: GenerationEvaluator | None = None
+    """`generation` without the examples in its prompts, None without `train.shots`."""
+
+    def predict_tuned(self, model: "PreTrainedModel") -> tuple[list[Any], dict[str, dict[str, Any]]]:
+        """Return the outputs of the trained model, and its score without examples in the prompt.
+
+        The score is {} without `train.shots`.
+        """
+        outputs: list[Any] = self.deciding.predict(model, "tuned")
+        if self.without_examples is None:
+            return outputs, {}
+        plain = self.without_examples
+        return outputs, {WITHOUT_EXAMPLES: plain.score(plain.predict(model, "zero-shot"), ())}
 
     def answer_references(
         self, model: "PreTrainedModel", tuned_outputs: Sequence[Any]
@@ -58,16 +73,23 @@ def evaluate_base(
     """Return the evaluation of a run, with the outputs of its base before training."""
     generation = build_generation_evaluator(data, log_fallback)
     deciding = build_preference_evaluator(data, plan) if data.task.OBJECTIVE == "prefer" else generation
-    return Evaluation(generation, deciding, untuned_answers.predict_untuned(run, recipe, deciding, model))
+    plain = build_generation_evaluator(replace(data, examples=None), log_fallback) if data.examples else None
+    return Evaluation(generation, deciding, untuned_answers.predict_untuned(run, recipe, deciding, model), plain)
 
 
 def build_generation_evaluator(data: PreparedRows, log_fallback: Callable[[str], None]) -> GenerationEvaluator:
     """Return the evaluator that decodes an answer to each validation row."""
-    tokenizer = data.rendering.tokenizer
-    conversations = [data.task.messages(data.spec, row["input"]) for row in data.validation_rows]
-    prompts = chat_template.encode_prompts(tokenizer, conversations)
+    tokenizer, examples = data.rendering.tokenizer, data.examples.validation if data.examples else ()
+    conversations = few_shot.build_conversations(data.task, data.spec, data.validation_rows, examples)
     return GenerationEvaluator(
-        data.task, data.spec, data.validation_rows, prompts, tokenizer, data.max_answer_tokens, log_fallback
+        task=data.task,
+        spec=data.spec,
+        rows=data.validation_rows,
+        prompts=chat_template.encode_prompts(tokenizer, conversations),
+        tokenizer=tokenizer,
+        max_answer_tokens=data.max_answer_tokens,
+        example_ids=[[example["id"] for example in row_examples] for row_examples in examples],
+        on_fallback=log_fallback,
     )
 
 

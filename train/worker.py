@@ -80,13 +80,13 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     )
     out_of_memory.release_memory()
 
-    tuned_outputs: list[Any] = evaluation.deciding.predict(model, "tuned")
+    tuned_outputs, more_scores = evaluation.predict_tuned(model)
     references = evaluation.answer_references(model, tuned_outputs)
     # A collective call: it comes before the other processes return.
     adapter_state = fsdp.gather_adapter(model)
     if not world.is_main_process():
         return
-    scores = evaluation.score(tuned_outputs)
+    scores = evaluation.score(tuned_outputs) | more_scores
     with disk_full.raise_on_full_disk(run.folder / "adapter"):
         prompt = build_prompt_spec(recipe, data, model, base_folder)
         folder = adapter.write_adapter_folder(
@@ -109,7 +109,8 @@ def build_prompt_spec(
     """Return prompt.json of the run. `base_folder` is the dequantized base that it was trained on, if there is one."""
     commit = getattr(model.config, "_commit_hash", None)
     trained_base = base_store.read_record(base_folder, base_folder.name) if base_folder else None
-    return adapter.build_prompt_spec(recipe, data.rendering, data.spec, data.max_answer_tokens, commit, trained_base)
+    prompt = adapter.build_prompt_spec(recipe, data.rendering, data.spec, data.max_answer_tokens, commit, trained_base)
+    return prompt.model_copy(update={"examples": data.examples.setting}) if data.examples else prompt
 
 
 def draw_learning_curve(run: Run, best_step: int | None) -> Path:

@@ -1,6 +1,7 @@
 """Observations of a training from outside, the same for every system.
 
-They are the end of each optimizer update, and the token ids that went through the model.
+They are the end of each optimizer update, the token ids that went through the model, and the type in which its first
+linear layer multiplied.
 
     input_ids       5 6 1 9 2 | 3 4 8 2      position_ids   0 1 2 3 4 | 2 3 4 5     one prefix [5 6], two rows
     rows seen       [5 6 1 9 2]  [5 6 3 4 8 2]
@@ -34,11 +35,14 @@ class TrainingProbe:
         self._current_rows: list[TokenIds] = []
         self._n_computed_tokens = 0
         self.computed_tokens: list[int] = []
+        self._product_dtype: str | None = None
         self._hooks = [register_optimizer_step_post_hook(self._record_update)]
 
     def attach(self, model: "PreTrainedModel") -> None:
         """Record the inputs of this model from now on."""
         self._hooks.append(model.register_forward_pre_hook(self._record_forward, with_kwargs=True))
+        layer = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        self._hooks.append(layer.register_forward_hook(self._record_product))
 
     def _record_forward(self, _module: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
         ids = inputs["input_ids"]
@@ -46,6 +50,10 @@ class TrainingProbe:
         self._current_rows += split_rows(
             ids.tolist(), _to_lists(inputs.get("position_ids")), _to_lists(inputs.get("attention_mask"), dimensions=2)
         )
+
+    def _record_product(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._product_dtype = str(output.dtype).removeprefix("torch.")
 
     def _record_update(self, *_: object) -> None:
         self.update_times.append(time.perf_counter())
@@ -68,6 +76,7 @@ class TrainingProbe:
             "update_rows": [len(update) for update in self.updates],
             "update_tokens": [sum(map(len, update)) for update in self.updates],
             "computed_tokens": self.computed_tokens,
+            "product_dtype": self._product_dtype,
             "token_ids_sha256": json_sha256(sorted(row for rows in self.updates for row in rows)),
             "updates_sha256": json_sha256(sorted(rows) for rows in self.updates),
             "peak_memory_bytes": peak_memory_bytes(),

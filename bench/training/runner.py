@@ -190,6 +190,7 @@ class CaseRunner:
             "batch_size": self.case.batch_size,
             "quantization": self.case.quantization,
             "precision": self.case.precision,
+            "product_dtype": runs[0]["product_dtype"],
             "system": system,
             "version": runs[0]["version"],
             "command": f"python -m bench.peers.{MODULES[system]} spec.json",

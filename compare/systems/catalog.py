@@ -1,6 +1,7 @@
 """The systems of a comparison: tuned variants, untuned base, linear baselines, head, API models, files of answers.
 
 tuned          the variant that serve.model selects      adapter merged int8   the other exported variants
+               with the examples that it was trained with (train.shots)
 tuned:3-shot   the same with the most similar train rows as examples (compare.tuned_shots)
 base           the base before training, no examples     base:3-shot           with the most similar train rows
 tfidf          a linear model                            encoder               the same on a sentence encoder
@@ -29,11 +30,11 @@ def list_systems(recipe: Recipe, run: Run) -> list[System]:
     systems = [*tuned, System(UNTUNED_BASE, "base", "untuned base")]
     if recipe.task.kind == "preference":
         return systems
-    if recipe.compare.tuned_shots:
+    if recipe.compare.tuned_shots not in (0, recipe.train.shots):
         systems.insert(1, with_examples(tuned[0], recipe.compare.tuned_shots))
     if shots := recipe.compare.base_shots:
         systems.append(
-            System(f"{UNTUNED_BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots)
+            System(f"{UNTUNED_BASE}:{shots}-shot", "base", f"untuned base{_examples_note(shots)}", shots=shots)
         )
     if recipe.task.kind == "classification":
         model = f"{'one-vs-rest ' if recipe.task.task_name == 'multilabel' else ''}logistic regression"
@@ -76,24 +77,32 @@ def _tuned_systems(recipe: Recipe, run: Run) -> list[System]:
         )
     others = [variant for variant in variants if variant != served] if recipe.task.kind != "preference" else []
     return [
-        System(TUNED, "tuned", _variant_title(served), served),
-        *(System(_short_variant(variant), "tuned", _variant_title(variant), variant) for variant in others),
+        _tuned_system(TUNED, served, recipe.train.shots),
+        *(_tuned_system(_short_variant(variant), variant, recipe.train.shots) for variant in others),
     ]
+
+
+def _tuned_system(name: str, variant: str, trained_shots: int) -> System:
+    """Return a variant of the tuned model, with prompts as in training."""
+    title = _tuned_title(variant, trained_shots)
+    return System(name, "tuned", title, variant, shots=trained_shots, trained_shots=trained_shots)
 
 
 def with_examples(tuned: System, shots: int) -> System:
     """Return the tuned model as a further system, with retrieved train rows as examples in its prompt."""
-    return replace(tuned, name=f"{TUNED}:{shots}-shot", title=f"{tuned.title}, {shots} similar examples", shots=shots)
+    assert tuned.variant is not None
+    return replace(tuned, name=f"{TUNED}:{shots}-shot", title=_tuned_title(tuned.variant, shots), shots=shots)
 
 
 def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
     """Return the systems with another variant as the tuned model, after its variant could not be served."""
-    tuned = System(TUNED, "tuned", _variant_title(variant), variant)
+    trained_shots = next(system.trained_shots for system in systems if system.kind == "tuned")
+    tuned = _tuned_system(TUNED, variant, trained_shots)
     others = [system for system in systems if system.name not in (TUNED, _short_variant(variant))]
     return [
         tuned,
         *(
-            with_examples(tuned, system.shots) if system.kind == "tuned" and system.shots else system
+            with_examples(tuned, system.shots) if system.kind == "tuned" and not system.uses_tuned_scale else system
             for system in others
         ),
     ]
@@ -119,14 +128,18 @@ def _short_variant(variant: str) -> str:
     return variant.removeprefix("quantized/")
 
 
-def _variant_title(variant: str) -> str:
-    return f"tuned ({_short_variant(variant)})"
+def _tuned_title(variant: str, shots: int) -> str:
+    return f"tuned ({_short_variant(variant)}){_examples_note(shots)}"
+
+
+def _examples_note(shots: int) -> str:
+    return f", {shots} similar examples" if shots else ""
 
 
 def _api_system(baseline: Baseline) -> System:
     if baseline.provider == "file":
         return System(baseline.display_name, "file", baseline.display_name, baseline=baseline)
-    title = baseline.display_name + (f", {baseline.shots} similar examples" if baseline.shots else "")
+    title = baseline.display_name + _examples_note(baseline.shots)
     if baseline.is_loopback:
         title = f"{title} (stand-in on this machine)"
     return System(baseline.display_name, "closed", title, shots=baseline.shots, baseline=baseline)

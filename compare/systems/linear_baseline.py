@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from compare.eval_dataset import EvalDataset
-from data_prep.selection.linear_model import make_vectorizer
 from insource.config.errors import StageError
 from insource.tasks.data_row import InputRows, Rows
 from insource.tasks.records.json_fields import canonical_json
+from insource.tasks.tfidf import make_vectorizer, nearest_rows
 
 
 @dataclass(frozen=True)
@@ -98,25 +98,6 @@ def _label_probability(train_features: Any, has_label: Any, features: Any) -> An
     if has_label.all() or not has_label.any():
         return np.full(features.shape[0], float(has_label[0]))
     return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, has_label).predict_proba(features)[:, 1]
-
-
-def nearest_rows(train: InputRows, rows: InputRows, max_rows: int) -> list[list[int]]:
-    """Return for each row the indices of the most similar train rows, the most similar last.
-
-    The last example is next to the question and has most influence.
-    """
-    import numpy as np
-
-    if not max_rows or not train:
-        return [[] for _ in rows]
-    vectorizer = make_vectorizer()
-    train_features = vectorizer.fit_transform(_texts(train))
-    nearest: list[list[int]] = []
-    for start in range(0, len(rows), 1024):
-        similar = (vectorizer.transform(_texts(rows[start : start + 1024])) @ train_features.T).toarray()
-        order = np.argsort(-similar, axis=1, kind="stable")[:, :max_rows]
-        nearest += [[int(index) for index in reversed(row)] for row in order]
-    return nearest
 
 
 def _features(train: InputRows, rows: InputRows, encoder: str | None = None) -> tuple[Any, Any]:

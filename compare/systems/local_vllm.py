@@ -69,7 +69,11 @@ def collect_from_vllm(
     plan = _launch_plan(context, systems[0])
     all_requests = [_system_requests(context, system, plan, eval_requests[system.name][0]) for system in systems]
     notes = {
-        system.name: [*truncation_notes(system, eval_requests[system.name][1]), *subset_notes(context, system)]
+        system.name: [
+            *truncation_notes(system, eval_requests[system.name][1]),
+            *subset_notes(context, system),
+            *deployment_notes(system),
+        ]
         for system in systems
     }
     if not any(requests.count_pending() for requests in all_requests):
@@ -146,6 +150,13 @@ def subset_notes(context: ComparisonContext, system: System) -> list[str]:
         f"{system.title}: queried {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows); "
         "it is exploratory"
     ]
+
+
+def deployment_notes(system: System) -> list[str]:
+    """Return the report note about a tuned model that cannot be deployed, [] for every other system."""
+    if system.name != TUNED or not system.trained_shots:
+        return []
+    return [f"{system.title}: trained with examples in its prompts (train.shots); insource does not serve or deploy it"]
 
 
 def _test_rows(context: ComparisonContext, system: System) -> Rows:
@@ -226,17 +237,12 @@ def _collect_responses(
 
 def build_eval_requests(context: ComparisonContext, system: System) -> EvalRequests:
     """Return the requests to a local server: test rows, and for the tuned model also calibration rows."""
-    dataset, n_shortened = context.dataset, 0
-    requests = row_requests.build_requests(system, dataset, _test_rows(context, system))
-    if system.shots:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(context.run.folder / "adapter")
-        requests, n_shortened = row_requests.drop_examples_to_fit(
-            requests, tokenizer, context.recipe, dataset.prompt.max_answer_tokens
-        )
-    if system.name == TUNED:
-        requests = [*requests, *row_requests.build_requests(system, dataset, dataset.calibration)]
+    dataset, adapter = context.dataset, context.run.folder / "adapter"
+    rows = [*_test_rows(context, system), *(dataset.calibration if system.name == TUNED else ())]
+    examples, n_shortened = row_requests.fit_examples(
+        system, dataset, rows, adapter, context.recipe.serve.max_model_len
+    )
+    requests = row_requests.build_requests(system, dataset, rows, examples)
     return [RowRequest(request.id, 0, request) for request in requests], n_shortened
 
 

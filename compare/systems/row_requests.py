@@ -2,30 +2,27 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from compare.eval_dataset import EvalDataset
 from compare.records import System
-from compare.systems import linear_baseline
 from insource.backends import api_requests
 from insource.backends.types import Constraint, Request
-from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
-from insource.tasks import few_shot
-from insource.tasks.data_row import InputRow, InputRows
+from insource.tasks import few_shot, tfidf
+from insource.tasks.data_row import InputRow, InputRows, Rows
 from insource.tasks.rendering import chat_template
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-def build_requests(system: System, dataset: EvalDataset, rows: InputRows) -> list[Request]:
-    """Return the request for each row."""
+def build_requests(
+    system: System, dataset: EvalDataset, rows: InputRows, examples: Sequence[Rows] | None = None
+) -> list[Request]:
+    """Return the request for each row. `examples` are those of each row, by default the retrieved ones."""
     baseline, prompt = system.baseline, dataset.prompt
     if baseline is not None and baseline.uses_decision_api:
         return [_decision_request(baseline, dataset, row) for row in rows]
     schema, max_tokens = prompt.output_schema, prompt.max_answer_tokens
-    conversations = zip(rows, build_conversations(system, dataset, rows), strict=True)
+    conversations = zip(rows, build_conversations(system, dataset, rows, examples), strict=True)
     if baseline is not None:
         return [
             api_requests.make_chat_request(row["id"], messages, baseline, schema, max_tokens)
@@ -42,7 +39,9 @@ def _decision_request(baseline: Baseline, dataset: EvalDataset, row: InputRow) -
     return api_requests.make_choice_request(row["id"], row["input"]["text"], instruction, dataset.spec.labels)
 
 
-def build_conversations(system: System, dataset: EvalDataset, rows: InputRows) -> list[list[dict[str, str]]]:
+def build_conversations(
+    system: System, dataset: EvalDataset, rows: InputRows, examples: Sequence[Rows] | None = None
+) -> list[list[dict[str, str]]]:
     """Return the messages for each row, up to the answer."""
     spec, baseline = dataset.spec, system.baseline
     if baseline is not None and baseline.messages:
@@ -50,40 +49,31 @@ def build_conversations(system: System, dataset: EvalDataset, rows: InputRows) -
     if baseline is not None and baseline.instruction:
         assert isinstance(baseline.instruction, str), "prompt_selection.select_prompt has not run"
         spec = dataclasses.replace(spec, instruction=baseline.instruction)
-    examples = linear_baseline.nearest_rows(dataset.train, rows, system.shots)
-    return [
-        few_shot.messages(dataset.task, spec, [dataset.train[index] for index in indices], row["input"])
-        for indices, row in zip(examples, rows, strict=True)
-    ]
+    if examples is None:
+        examples = retrieve_examples(system, dataset, rows)
+    return few_shot.build_conversations(dataset.task, spec, rows, examples)
 
 
-def drop_examples_to_fit(
-    requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, max_answer_tokens: int
-) -> tuple[list[Request], int]:
-    """Return requests without the examples that do not fit `serve.max_model_len`, and the number of shortened ones.
+def retrieve_examples(system: System, dataset: EvalDataset, rows: InputRows) -> list[Rows]:
+    """Return the examples of each row: the most similar train rows, the most similar last."""
+    nearest = tfidf.nearest_rows(dataset.train, rows, system.shots)
+    return [[dataset.train[index] for index in indices] for indices in nearest]
 
-    The least similar examples are dropped first.
+
+def fit_examples(
+    system: System, dataset: EvalDataset, rows: InputRows, adapter: Path, max_model_len: int
+) -> tuple[list[Rows], int]:
+    """Return the examples of each row that fit the prompt, and the number of rows that lost examples.
+
+    A prompt leaves room for the answer in `max_model_len`. A prompt of training has also the limit of training.
+    `adapter` is the folder with the tokenizer.
     """
-    available_tokens = recipe.serve.max_model_len - max_answer_tokens
-    shortened = list(requests)
-    pending = list(range(len(shortened)))
-    while pending:
-        conversations = [list(shortened[index].messages) for index in pending]
-        lengths = [len(ids) for ids in chat_template.encode_prompts(tokenizer, conversations)]  # type: ignore[arg-type]
-        pending = [
-            index
-            for index, length in zip(pending, lengths, strict=True)
-            if length > available_tokens and len(shortened[index].messages) > 1
-        ]
-        for index in pending:
-            messages = _drop_first_example(shortened[index].messages)
-            shortened[index] = dataclasses.replace(shortened[index], messages=messages)
-    n_shortened = sum(len(new.messages) < len(old.messages) for new, old in zip(shortened, requests, strict=True))
-    return shortened, n_shortened
-
-
-def _drop_first_example(messages: Any) -> list[dict[str, str]]:
-    """Return a conversation without its first example. The task's prompt moves to the next turn."""
-    preamble, _, _ = messages[0]["content"].rpartition(few_shot.INPUT_HEADER)
-    first = {**messages[2], "content": preamble + messages[2]["content"]}
-    return [first, *messages[3:]]
+    retrieved = retrieve_examples(system, dataset, rows)
+    if not system.shots:
+        return retrieved, 0
+    prompt, tokenizer = dataset.prompt, chat_template.load_saved_tokenizer(str(adapter))
+    max_prompt_tokens = max_model_len - prompt.max_answer_tokens
+    if system.uses_tuned_scale and prompt.examples is not None:
+        max_prompt_tokens = min(max_prompt_tokens, prompt.examples.max_prompt_tokens)
+    fitted = few_shot.fit_examples(dataset.task, dataset.spec, tokenizer, rows, retrieved, max_prompt_tokens)
+    return fitted, sum(len(after) < len(before) for after, before in zip(fitted, retrieved, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from insource.tasks.words import extract_terms
+from insource.tasks.tfidf import make_vectorizer
 
 CHUNK_ROWS = 1024
 """Texts predicted at once: their dense probabilities are the largest array."""
@@ -71,14 +71,3 @@ def linear_uncertainty(labelled_texts: Sequence[str], labels: Sequence[str], tex
     """
     model = fit_linear_model(labelled_texts, labels)
     return [1.0 - prediction.margin for prediction in model.predict(texts)]
-
-
-def make_vectorizer() -> Any:
-    """Return the TF-IDF vectorizer of words and characters, not yet fitted."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    return make_union(
-        TfidfVectorizer(analyzer=extract_terms, sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
-    )

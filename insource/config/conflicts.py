@@ -101,6 +101,8 @@ def _check_task(recipe: "Recipe") -> Mistakes:
     elif isinstance(train.class_weight, dict) and task.labels != "auto":
         for label in sorted(set(train.class_weight) - set(task.labels)):
             yield ("train", "class_weight", label), f"is not in task.labels: {', '.join(sorted(task.labels))}"
+    if task.kind == "preference" and train.shots:
+        yield ("train", "shots"), f"is for kinds with one answer, and kind is {task.kind}; leave it out"
     if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
     metrics = METRICS[task.task_name]
@@ -203,6 +205,9 @@ def find_head_problem(recipe: "Recipe") -> tuple[tuple[str, ...], str] | None:
     if lora.modifies_base:
         message = f"{lora.init_lora_weights} changes the base, and compare.head trains both adapters on one base"
         return ("lora", "init_lora_weights"), f"{message}; set true, or leave compare.head out"
+    if recipe.train.shots:
+        message = f"{recipe.train.shots} examples in each prompt, and a head reads the prompt without examples"
+        return ("train", "shots"), f"{message}; set 0, or leave compare.head out"
     if accelerate.distributed_type == "FSDP":
         message = "FSDP shards the base, and compare.head trains in one process"
         return ("accelerate", "distributed_type"), f"{message}; take NO or MULTI_GPU, or leave compare.head out"

@@ -53,6 +53,8 @@ def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
         del keys["train"]["max_train_rows"]
     if not recipe.train.soft_labels:
         del keys["train"]["soft_labels"]
+    if not recipe.train.shots:
+        del keys["train"]["shots"]
     keys["task"] = _serialize_task(recipe)
     keys["model"] = _serialize_model(recipe)
     return atomic_files.digest([TRAIN_VERSION, data_digest, keys])

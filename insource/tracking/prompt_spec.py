@@ -52,6 +52,15 @@ class TemplateRecord(StoredRecord):
     """Why the prompts end in another way than the template ends them; None if they do not."""
 
 
+class PromptExamples(StoredRecord):
+    """The examples in the prompts of training (train.shots)."""
+
+    shots: int
+    """Number of similar train rows in each prompt."""
+    max_prompt_tokens: int
+    """The least similar examples are left out of a prompt that is longer."""
+
+
 class ReferenceFile(StoredRecord):
     """The reference answers of a run, which are not in the adapter folder."""
 
@@ -66,7 +75,7 @@ class PromptSpec(StoredRecord):
     task: Mapping[str, Any] | None = None
     """The kind of task and the fields of its Spec; None if an earlier version trained the run."""
     messages: list[dict[str, str]] = []
-    """The messages of a prompt, with a placeholder for the input."""
+    """The messages of a prompt, with a placeholder for the input, without examples."""
     prompt_ids: list[int] | None = None
     """Token ids of `messages`; None if an earlier version trained the run."""
     output_schema: Mapping[str, Any] | None = None
@@ -81,6 +90,8 @@ class PromptSpec(StoredRecord):
     base: BaseIdentity = BaseIdentity(name="")
     references: ReferenceFile | None = None
     """None if an earlier version trained the run."""
+    examples: PromptExamples | None = None
+    """None if the prompts of training have no examples."""
 
     @classmethod
     def read(cls, folder: Path) -> "PromptSpec":
@@ -101,6 +112,16 @@ class PromptSpec(StoredRecord):
     def kind(self) -> str:
         """The kind of task; "" if an earlier version trained the run."""
         return str(self.task["kind"]) if self.task else ""
+
+    def check_without_examples(self, run_id: str) -> None:
+        """Raise RecipeError if the prompts of training have examples: only parity check and comparison send them."""
+        if self.examples is not None:
+            raise RecipeError(
+                f"run {run_id} was trained with train.shots: {self.examples.shots}. Its prompts have similar train "
+                "rows as examples, which a server, a gateway and a prediction do not send. Use it in `make compare`; "
+                "to serve or deploy, train with train.shots: 0",
+                code="INS-E016",
+            )
 
     def with_references(self, references: ReferenceFile) -> "PromptSpec":
         """Return the spec with the record of the reference answers."""

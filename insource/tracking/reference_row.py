@@ -15,6 +15,8 @@ class ReferenceRow(StoredRecord):
 
     id: str
     prompt_ids: list[int]
+    examples: list[str] = []
+    """Ids of the train rows in the prompt, in their order (train.shots)."""
     answer: str
     token_ids: list[int] = []
     log_probability: Number | None = None

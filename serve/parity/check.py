@@ -26,7 +26,7 @@ from insource.config.schema.serving_and_cost import Parity, Serve
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Conclusion, PairedDifference
 from insource.system import atomic_files
-from insource.tasks import references
+from insource.tasks import few_shot, references
 from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tracking.prompt_spec import PromptSpec
@@ -55,10 +55,17 @@ class ParityProbe:
     """True if the served variant has the trained weights and must give the same answers."""
     rounding: float = 0.0
     """See `launch_plan.rounding_tolerance`."""
+    examples: Sequence[Rows] = ()
+    """The examples in the prompt of each row; empty if training had none."""
 
     def head(self, n_rows: int) -> "ParityProbe":
         """Return a probe of the first `n_rows` rows."""
-        return replace(self, rows=self.rows[:n_rows], training_references=self.training_references[:n_rows])
+        return replace(
+            self,
+            rows=self.rows[:n_rows],
+            training_references=self.training_references[:n_rows],
+            examples=self.examples[:n_rows],
+        )
 
     @property
     def metric(self) -> str:
@@ -190,18 +197,27 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     """
     served.run.check_references(served.prompt)
     reference_answers = _read_references(served.run.references_path, n_rows)
-    by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
-    if missing := [reference.id for reference in reference_answers if reference.id not in by_id]:
-        raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers", code="INS-E011")
-    reference_rows = [by_id[reference.id] for reference in reference_answers]
+    (reference_rows,) = _read_rows(served, "validation", [[reference.id for reference in reference_answers]])
+    example_ids = [reference.examples for reference in reference_answers]
     return ParityProbe(
-        served,
-        served.prompt,
-        reference_rows,
-        reference_answers,
-        has_trained_weights(served, serve),
-        rounding_tolerance(served, serve),
+        served=served,
+        prompt=served.prompt,
+        rows=reference_rows,
+        training_references=reference_answers,
+        same_weights=has_trained_weights(served, serve),
+        examples=_read_rows(served, "train", example_ids) if any(example_ids) else (),
+        rounding=rounding_tolerance(served, serve),
     )
+
+
+def _read_rows(served: ServedModel, split: str, ids: Sequence[Sequence[str]]) -> list[Rows]:
+    """Return the rows of a split by their ids, a list for each list of ids. Raise StageError if one is missing."""
+    wanted = set(itertools.chain.from_iterable(ids))
+    lines = atomic_files.read_jsonl(served.run.folder / "data" / f"{split}.jsonl")
+    by_id: dict[str, DataRow] = {row["id"]: row for row in lines if row["id"] in wanted}
+    if missing := sorted(wanted - by_id.keys()):
+        raise StageError(f"{split}.jsonl has no row {missing[0]}, which reference.jsonl has", code="INS-E011")
+    return [[by_id[row_id] for row_id in row_ids] for row_ids in ids]
 
 
 def list_constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
@@ -294,7 +310,7 @@ def build_requests(probe: ParityProbe) -> list[Request]:
 def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
     """Return the messages of each row, without the answer."""
     module, spec = probe.prompt.load_task()
-    return [module.messages(spec, row["input"]) for row in probe.rows]
+    return few_shot.build_conversations(module, spec, probe.rows, probe.examples)
 
 
 def _read_references(path: Path, n_rows: int) -> list[ReferenceRow]:

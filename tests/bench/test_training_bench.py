@@ -13,6 +13,7 @@ from bench.training import __main__ as training
 from bench.training import table
 from bench.training.cases import CASES, Case
 from bench.training.workloads import WORKLOADS, Workload, count_tokens, load_workload
+from insource.config import hardware
 from insource.config.errors import RecipeError
 from insource.system import atomic_files
 from tests.conftest import Command
@@ -161,6 +162,8 @@ def test_a_quick_run_compares_equal_losses_on_the_same_token_ids(python: Command
     ours, trl, unsloth = json.loads(path.read_text(encoding="utf-8"))
     assert (ours["system"], trl["system"]) == ("insource", "trl")
     assert set(ours) >= CONTRACT and set(trl) >= CONTRACT
+    precision = "bfloat16" if hardware.cpu_has_bfloat16() else "float32"
+    assert {row[name] for row in (ours, trl) for name in ("precision", "product_dtype")} == {precision}
     assert str(tmp_path) not in path.read_text(encoding="utf-8")
     assert ours["token_ids_sha256"] == trl["token_ids_sha256"]
     assert ours["updates_sha256"] == trl["updates_sha256"]

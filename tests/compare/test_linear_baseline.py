@@ -33,12 +33,6 @@ def test_on_banking77_it_reaches_what_others_have_measured(banking77: Path, tmp_
     assert all(prediction.log_probability is not None and prediction.log_probability <= 0 for prediction in predictions)
 
 
-def test_examples_are_the_most_similar_train_rows_the_most_similar_last() -> None:
-    train = [row(0, "where is my parcel"), row(1, "my card was stolen"), row(2, "the parcel has not come")]
-    assert linear_baseline.nearest_rows(train, [row(9, "where is the parcel")], 2) == [[2, 0]]
-    assert linear_baseline.nearest_rows(train, [row(9, "anything")], 0) == [[]]
-
-
 def test_other_kinds_get_the_answer_of_the_most_similar_row() -> None:
     train = [row(0, "invoice 17 of Acme"), row(1, "order 4 of Umbrella")]
     (prediction,) = linear_baseline.predict_answers(

@@ -1,10 +1,13 @@
 """Small models with recurrent layers and random weights, one of each kind."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from insource.config.base_models import POCKET
 
 TINY = {
     "hidden_size": 64,
@@ -83,3 +86,19 @@ def build_model(name: str, **settings: int) -> Any:
             elif "conv" in parameter_name and parameter.ndim == 3:
                 parameter.uniform_(-1, 1)
     return model
+
+
+def save_base(name: str, folder: Path) -> Path:
+    """Save a model of `build_model` and the pocket tokenizer in a folder, which a recipe can name as its base."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET)
+    model = build_model(
+        name,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

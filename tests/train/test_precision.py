@@ -135,18 +135,11 @@ def test_half_precision_is_for_gpus() -> None:
 BFLOAT16 = ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
 
 
-def train_in_bfloat16(recipe_path: Path, runs: Path) -> str:
-    process = kills.start_training(recipe_path, runs, *BFLOAT16)
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, printed
-    return printed
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of a training in bfloat16, beside its recipe small.yaml."""
     folder = tmp_path_factory.mktemp("bfloat16")
-    assert "multiplied in bfloat16" in train_in_bfloat16(kills.write_recipe(folder), folder / "runs")
+    assert "multiplied in bfloat16" in kills.run_training(kills.write_recipe(folder), folder / "runs", *BFLOAT16)
     return folder / "runs"
 
 
@@ -161,7 +154,7 @@ def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(
     for checkpoint in checkpoints:
         glob_checkpoint = partial(lambda path: list(interrupted.glob(path)), f"*/*/checkpoints/{checkpoint}")
         assert kills.kill_when(kills.start_training(recipe_path, interrupted, *BFLOAT16), glob_checkpoint)
-    assert "going on with the unfinished run" in train_in_bfloat16(recipe_path, interrupted)
+    assert "going on with the unfinished run" in kills.run_training(recipe_path, interrupted, *BFLOAT16)
     folders = [kills.find_run(runs) for runs in (uninterrupted, interrupted)]
     assert folders[0] and folders[1] and kills.run_hashes(folders[0]) == kills.run_hashes(folders[1])
     weights = load_file(folders[1] / "adapter" / "adapter_model.safetensors")

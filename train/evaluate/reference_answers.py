@@ -27,9 +27,10 @@ def build_reference_rows(
     rows: Rows,
     prompts: Sequence[list[int]],
     answers: Sequence[DecodedAnswer],
+    example_ids: Sequence[list[str]] = (),
 ) -> list[ReferenceRow]:
-    """Return the rows of a reference.jsonl."""
-    return [
+    """Return the rows of a reference.jsonl. `example_ids` are the train rows in each prompt; empty: none."""
+    references = [
         ReferenceRow(
             id=row["id"],
             prompt_ids=prompt_ids,
@@ -41,6 +42,11 @@ def build_reference_rows(
             margin=answer.margin if math.isfinite(answer.margin) else None,
         )
         for row, prompt_ids, answer in zip(rows, prompts, answers, strict=True)
+    ]
+    if not example_ids:
+        return references
+    return [
+        reference.model_copy(update={"examples": ids}) for reference, ids in zip(references, example_ids, strict=True)
     ]
 
 

@@ -4,7 +4,8 @@ runs/<recipe>/.untuned/<digest>.jsonl   {"text": "delivery_delay", "token_ids": 
                                          "margin": 0.3, "complete": true, "field_log_probability": null}
 
 The trainings of a learning curve share base, prompts and validation rows, so these answers are computed once. A
-training without `train.max_train_rows` computes them and writes the file; it does not read it.
+training without `train.max_train_rows` computes them and writes the file; it does not read it. With `train.shots` the
+prompts depend on the train rows, so nothing is kept.
 """
 
 import json
@@ -36,7 +37,7 @@ def predict_untuned(
 
     Only one process on decoded answers keeps them: several processes would have to agree on whether the file exists.
     """
-    if isinstance(evaluator, PreferenceEvaluator) or world.world_size() > 1:
+    if isinstance(evaluator, PreferenceEvaluator) or world.world_size() > 1 or recipe.train.shots:
         return evaluator.predict(model, "untuned")
     data_digest = (run.folder / "data").resolve().name
     digest = digests.compute_untuned_digest(recipe, data_digest, evaluator.max_answer_tokens)

@@ -32,12 +32,14 @@ class GenerationEvaluator:
     prompts: Sequence[list[int]]
     tokenizer: "PreTrainedTokenizerBase"
     max_answer_tokens: int
+    example_ids: Sequence[list[str]] = ()
+    """Ids of the train rows in the prompt of each row; empty without `train.shots`."""
     on_fallback: Callable[[str], None] = lambda message: None
     """Called with a message if a part is computed by a slower method."""
 
     def head(self, rows: int) -> "GenerationEvaluator":
         """Return the evaluator of only the first rows."""
-        return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
+        return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows], example_ids=self.example_ids[:rows])
 
     def predict(self, model: "PreTrainedModel", label: str) -> list[DecodedAnswer]:
         """Return the decoded answer for each row, with a progress bar named `label`."""

@@ -20,7 +20,7 @@ from insource.config.base_models import POCKET
 from insource.config.recipe import Recipe
 from insource.config.schema.lora import VLLM_RANKS, Lora
 from insource.system import atomic_files
-from insource.tasks import TASKS, metric_label
+from insource.tasks import TASKS, format_metrics, metric_label
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tasks.task_kind import TaskKind
@@ -40,6 +40,7 @@ from train.evaluate import reference_answers
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.validation import GenerationEvaluator
 from train.model import lora_init
+from train.prompt_examples import WITHOUT_EXAMPLES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,7 +66,9 @@ def write_adapter_folder(
     """
     references = reference_answers.write_references(
         run.folder,
-        reference_answers.build_reference_rows(reference_evaluator.rows, reference_evaluator.prompts, answers),
+        reference_answers.build_reference_rows(
+            reference_evaluator.rows, reference_evaluator.prompts, answers, reference_evaluator.example_ids
+        ),
     )
     with atomic_files.atomic_folder(run.folder / "adapter") as folder:
         _save_weights(model, recipe, folder, state)
@@ -198,7 +201,7 @@ The test set was not read.
   {recipe.model.quantization}
 - LoRA: {method_note(recipe.lora)}
 {teacher_line}- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
-- Serving: {serving_note(run, recipe)}
+{examples_line(recipe, scores)}- Serving: {serving_note(run, recipe)}
 - Not in this folder, and not to be shared: `reference.jsonl`, {references.rows} validation rows as token ids, which
   anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
   is `{references.sha256}`.
@@ -210,6 +213,17 @@ def evaluation_note(task: TaskKind) -> str:
     if task.OBJECTIVE == "prefer":
         return "Measured by how probable the model finds the chosen and the rejected answer"
     return f"Decoded greedily{'' if task.IS_FREE_TEXT else ' under the output constraint'}, as serving does"
+
+
+def examples_line(recipe: Recipe, scores: Mapping[str, Any]) -> str:
+    """Return the card's line on the examples in the prompts, "" without `train.shots`."""
+    if not recipe.train.shots:
+        return ""
+    plain = format_metrics(TASKS[recipe.task.task_name].main_metrics(scores[WITHOUT_EXAMPLES]))
+    return (
+        f"- Examples: each prompt of training and validation has {recipe.train.shots} similar train rows as turns "
+        f"before its own.\n  The rows are not in this folder. The validation score without examples: {plain}.\n"
+    )
 
 
 def method_note(lora: Lora) -> str:
@@ -226,6 +240,8 @@ def method_note(lora: Lora) -> str:
 
 def serving_note(run: Run, recipe: Recipe) -> str:
     """Return the card's text on serving the adapter."""
+    if recipe.train.shots:
+        return "not by insource, which sends prompts without examples (train.shots)."
     if reason := recipe.lora.unservable_reason:
         return f"only merged into the base ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)

@@ -14,7 +14,8 @@ from pathlib import Path
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, venvs
-from insource.tasks.data_row import DataRow
+from insource.tasks import few_shot, tfidf
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.rendering import chat_template
 from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
@@ -44,14 +45,20 @@ def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_siz
 
 
 def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
-    """Return rows of train as token ids, prompt and answer."""
-    task, spec = PromptSpec.read(merged).load_task()
+    """Return rows of train as token ids, prompt and answer. With `train.shots` their examples are other such rows."""
+    prompt = PromptSpec.read(merged)
+    task, spec = prompt.load_task()
     tokenizer = chat_template.load_saved_tokenizer(str(merged))
     rows = sample_calibration_rows(run, recipe)
-    conversations = [task.messages(spec, row["input"]) for row in rows]
+    shots: list[Rows] = []
+    if prompt.examples is not None:
+        nearest = tfidf.nearest_other_rows(rows, prompt.examples.shots)
+        shots = [[rows[index] for index in indices] for indices in nearest]
+        shots = few_shot.fit_examples(task, spec, tokenizer, rows, shots, prompt.examples.max_prompt_tokens)
+    conversations = few_shot.build_conversations(task, spec, rows, shots)
     answers = [task.training_answers(spec, row["target"])[0] for row in rows]
-    examples = chat_template.render_examples(tokenizer, conversations, answers)
-    return [example.prompt_ids + example.completion_ids for example in examples]
+    rendered = chat_template.render_examples(tokenizer, conversations, answers)
+    return [row.prompt_ids + row.completion_ids for row in rendered]
 
 
 def sample_calibration_rows(run: Run, recipe: Recipe) -> list[DataRow]:

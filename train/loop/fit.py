@@ -35,6 +35,7 @@ NOT_FOR_TRAINER |= {
     "class_weight",
     "balanced_sampling",
     "soft_labels",
+    "shots",
     "beta",
     "loss_type",
     "early_stopping_patience",

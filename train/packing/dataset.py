@@ -6,6 +6,7 @@ from typing import Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
+from insource.tasks import few_shot
 from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
@@ -33,12 +34,15 @@ class TrainingSet:
         return UpdateShards(self.rows, self.plan, self.updates, world.world_size())
 
 
-def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Rows) -> list[TokenizedRow]:
+def tokenize_rows(
+    task: TaskKind, spec: Any, tokenizer: Any, rows: Rows, examples: Sequence[Rows] = ()
+) -> list[TokenizedRow]:
     """Return the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
-    Raise RecipeError if the template renders a conversation with an answer differently from one without.
+    `examples` are those in the prompt of each row; empty: none. Raise RecipeError if the template renders a
+    conversation with an answer differently from one without.
     """
-    conversations = [task.messages(spec, row["input"]) for row in rows]
+    conversations = few_shot.build_conversations(task, spec, rows, examples)
     answers = [task.training_answers(spec, row["target"]) for row in rows]
     rendered = [
         chat_template.render_examples(tokenizer, conversations, list(column)) for column in zip(*answers, strict=True)
@@ -50,23 +54,25 @@ def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Rows) -> list
 
 
 def apply_soft_labels(
-    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[TokenizedRow], data: Rows
+    task: TaskKind,
+    spec: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedRow],
+    data: Rows,
+    examples: Sequence[Rows] = (),
 ) -> list[TokenizedRow]:
     """Return the rows with an answer for each probable label where `data` has probabilities of labels.
 
     Labels below MIN_PROBABILITY are left out, and the probabilities of the others have the sum 1. The label of the data
-    comes first. `rows` are those of `data` in order.
+    comes first. `rows` are those of `data` in order, `examples` those in the prompt of each.
     """
     numbers = [number for number, data_row in enumerate(data) if data_row.get("probabilities")]
     if not numbers:
         return list(rows)
     answers = [_probable_labels(data[number]) for number in numbers]
     labels = [label for by_label in answers for label in by_label]
-    conversations = [
-        task.messages(spec, data[number]["input"])
-        for number, by_label in zip(numbers, answers, strict=True)
-        for _ in by_label
-    ]
+    prompts = few_shot.build_conversations(task, spec, data, examples)
+    conversations = [prompts[number] for number, by_label in zip(numbers, answers, strict=True) for _ in by_label]
     texts = [task.answer_text(spec, label) for label in labels]
     rendered = iter(chat_template.render_examples(tokenizer, conversations, texts))
     soft_rows = list(rows)

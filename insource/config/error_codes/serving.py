@@ -119,6 +119,17 @@ EXPORT_AND_SERVING = (
         "serve.model: on a CPU vLLM (0.32) returns no prompt log-probabilities for an adapter; compare the merged "
         "model: SET=serve.model=merged, after `make export`",
     ),
+    ErrorDescription(
+        "INS-E016",
+        "Model trained with examples in its prompt",
+        "The run was trained with `train.shots`: each prompt has similar train rows as examples. `make compare` and "
+        "`make parity` send such prompts. `make serve`, `make predict`, `make label` and `make deploy` send prompts "
+        "without examples, which the model was not trained on.",
+        "Use the run in `make compare`. To serve or deploy, train with `train.shots: 0`.",
+        "run 2026-11-30-1 was trained with train.shots: 3. Its prompts have similar train rows as examples, which a "
+        "server, a gateway and a prediction do not send. Use it in `make compare`; to serve or deploy, train with "
+        "train.shots: 0",
+    ),
 )
 
 GATEWAY_AND_DEPLOYMENT = (

@@ -242,7 +242,7 @@ class Compare(Section):
     """Number of examples for the second run of the untuned base; 0: only a run without examples."""
     tuned_shots: Annotated[int, Field(ge=0, le=100)] = 0
     """Number of examples for the tuned model as a further system, the same as for the untuned base. 0: no such system.
-    """
+    A model trained with `train.shots` is compared with that number anyway."""
     encoder: Name | None = None
     """A sentence encoder (a folder or a name on the hub) with a linear model, as a further baseline."""
     head: bool = False

@@ -84,8 +84,8 @@ class Model(Section):
 
 
 class Train(Section):
-    """Training. Not upstream: max_train_rows, batch_size, packing, pack_tokens, class_weight, balanced_sampling and
-    soft_labels."""
+    """Training. Not upstream: max_train_rows, batch_size, packing, pack_tokens, class_weight, balanced_sampling,
+    soft_labels and shots."""
 
     num_train_epochs: Positive | Count = 3
     max_steps: Annotated[int, Field(ge=1)] | Literal[-1] = -1
@@ -141,6 +141,10 @@ class Train(Section):
     soft_labels: bool = False
     """Not upstream; classification with data.teacher and `api: decisions` or `systemone`: train a row of the teacher on
     the probabilities of its labels instead of on its answer."""
+    shots: Annotated[int, Field(ge=0, le=100)] = 0
+    """Not upstream: number of examples in each prompt of training and validation: for each row the most similar other
+    train rows, as `compare.tuned_shots`. Such a run can be compared, but not served or deployed (docs/comparing.md,
+    "Trained with examples")."""
     seed: Annotated[int, Field(ge=0)] = 17
     batch_size: Count = 16
     """Not upstream: examples per optimizer update, over all processes."""

@@ -1,12 +1,16 @@
 """The bench of labelling, on a few synthetic rows."""
 
+import csv
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from bench import labelling
+from bench import labelling, labelling_choice
 from bench.labelling_pools import Rows
 from bench.linear_refits import LinearRefits, Refit
+from tests.conftest import Command
 
 TOPICS = {"parcel": "parcel courier delivery", "refund": "refund money account", "login": "login password reset"}
 
@@ -20,8 +24,7 @@ def make_rows(count: int, first: int) -> list[tuple[str, str]]:
 
 
 def test_all_arms_start_from_one_model_and_label_as_many_new_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("START_ROWS", 6), ("ROUNDS", 2), ("ROUND_ROWS", 5)):
-        monkeypatch.setattr(labelling, name, value)
+    schedule = labelling.Schedule(start_rows=6, rounds=2, round_rows=5)
     sizes: list[int] = []
     fit_rows = labelling.fit_rows
 
@@ -35,11 +38,36 @@ def test_all_arms_start_from_one_model_and_label_as_many_new_rows(monkeypatch: p
     refits = LinearRefits([text for text, _ in [*train, *held_out]])
     start = list(range(6))
     fitted = fit_rows(refits, train, start)
-    curves = [labelling.measure_arm(arm, 1, refits, train, held_out, start, fitted) for arm in labelling.ARMS]
+    curves = [labelling.measure_arm(arm, 1, schedule, refits, train, held_out, start, fitted) for arm in labelling.ARMS]
     assert sizes == [11, 16] * len(labelling.ARMS)
     right = [label == truth for label, (_, truth) in zip(fitted.labels[60:], held_out, strict=True)]
     assert {curve[0] for curve in curves} == {sum(right) / 30}
     assert all(0 <= accuracy <= 1 for curve in curves for accuracy in curve)
+
+
+def test_one_command_measures_all_arms_and_prints_the_table(python: Command, tmp_path: Path) -> None:
+    for name, rows in (("train", make_rows(120, 0)), ("test", make_rows(60, 200))):
+        with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "category"), *rows])
+    path = tmp_path / "labelling.json"
+    completed = python("bench.labelling", "--banking77", tmp_path, "--small", "--seeds", "2", "--results", path)
+    assert completed.returncode == 0, completed.stderr
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert str(tmp_path) not in path.read_text(encoding="utf-8")
+    assert (results["pool_rows"], results["held_out_rows"]) == (120, 60)
+    assert results["labelled_rows"] == [30, 40, 50]
+    runs = {(run["arm"], run["seed"]): run["accuracy"] for run in results["runs"]}
+    assert sorted(runs) == sorted((arm, seed) for arm in labelling.ARMS for seed in (0, 1))
+    for (_, seed), accuracy in runs.items():
+        assert len(accuracy) == 3 and accuracy[0] == runs[labelling.BASELINE, seed][0] > 0.5
+    assert labelling.results_table(results) in completed.stdout
+
+
+def test_the_tables_of_the_docs_are_those_of_the_published_results() -> None:
+    page = labelling.DOCS.read_text(encoding="utf-8")
+    for bench in (labelling, labelling_choice):
+        table = bench.results_table(json.loads(bench.RESULTS.read_text(encoding="utf-8")))
+        assert table in page, f"{bench.RESULTS.name} is newer: python -m bench.labelling --write-docs"
 
 
 def test_a_difference_is_paired_by_seed_and_has_an_interval() -> None:

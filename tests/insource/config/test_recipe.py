@@ -201,11 +201,13 @@ def test_paths_start_at_the_recipe_and_in_set_at_the_current_folder(
 def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Path) -> None:
     text = VALID_RECIPE.replace("classification", "preference")
     text += "lora:\n  init_lora_weights: pissa\ntrain:\n  class_weight:\n    billing: 2\n  balanced_sampling: true\n"
+    text += "  shots: 2\n"
     path = write(tmp_path, text)
     messages = load_error(path)
     assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in messages
     assert f"{path}:7  train.class_weight: weights labels, but kind is preference" in messages
     assert f"{path}:9  train.balanced_sampling: balances labels, but kind is preference" in messages
+    assert f"{path}:10  train.shots: is for kinds with one answer, and kind is preference" in messages
 
 
 def test_what_sections_leave_to_each_other_is_filled_in(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refuse
     assert set(Lora.model_fields) | set(lora.UNSUPPORTED_KEYS) == names(LoraConfig)
     assert set(lora.LoftqConfig.model_fields) <= names(LoftQConfig)
     own_fields = {"max_train_rows", "batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
-    own_fields |= {"soft_labels"}
+    own_fields |= {"soft_labels", "shots"}
     stopping_fields = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
     assert set(Train.model_fields) - own_fields <= names(SFTConfig) | {"beta", "loss_type"} | stopping_fields
     assert {"beta", "loss_type"} <= names(DPOConfig)
@@ -91,6 +91,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
         ("train: {optim: lomo}", "given 'lomo', allowed: adamw_torch"),
         ("train: {class_weight: balanced, balanced_sampling: true}", "evens out the classes as class_weight"),
         ("train: {beta: 0.3}", "belongs to preference tuning"),
+        ("train: {shots: 3}\ncompare: {head: true}", "train.shots: 3 examples in each prompt"),
         ("cost: {gpu_usd_per_hour: .inf}", "cost.gpu_usd_per_hour: given inf, allowed: a finite number"),
         ("compare: {baselines: [{provider: openai, model: m, encoding: cp1252}]}", "takes no encoding"),
         ("train: {per_device_train_batch_size: 4}", "not supported: set batch_size"),
