@@ -155,7 +155,7 @@ def _cost(scores: Scores) -> list[str]:
     self_hosted = cost.self_hosted
     if isinstance(self_hosted, MeasuredCost):
         text = (
-            f"Owned, at {format_count(self_hosted.requests, 'request')} a month: "
+            f"Self-hosted, at {format_count(self_hosted.requests, 'request')} a month: "
             f"{format_usd(self_hosted.usd_per_month)} "
             f"({format_count(self_hosted.machines, 'machine')} {format_usd(self_hosted.machines_usd)}, engineer "
             f"{format_usd(self_hosted.engineer_usd)}, training {format_usd(self_hosted.training_usd)}), measured at "
