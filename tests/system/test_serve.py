@@ -59,7 +59,7 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
             message = anthropic.messages.create(model="small", messages=messages, max_tokens=32)
         assert message.model == "small" and message.usage.output_tokens > 0
 
-        assert "no key    every user of this machine may ask" in log_text
+        assert "no key    every user of this machine may send requests" in log_text
         for header in ({"Host": "pages.example"}, {"Origin": "https://pages.example"}):
             assert status_of(port, {"model": "small", "messages": messages}, **header) == 403
         # What a request names is not fetched.
