@@ -4,7 +4,6 @@ Skipped where there is no Chromium, or no playwright to drive it.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from compare.report import charts, cost_section, html_page
 from insource.system import number_format
 from insource.tracking.scores.comparison import Scores
 from tests.helpers import example_scores
+from tests.helpers.browser import launch_browser
 from tests.helpers.example_scores import API_MODEL, SCRIPT_TAG
 
 TITLE = "support_tickets: comparison"
@@ -25,15 +25,8 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"there is no {', '.join(names)} on this machine")
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with launch_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
