@@ -91,6 +91,7 @@ def test_it_is_neither_served_nor_deployed_nor_used_for_predictions(
     assert head.returncode == 2 and "train.shots: 2 examples in each prompt" in head.stderr
 
 
+@pytest.mark.nightly
 def test_it_is_compared_with_its_examples(runs: Path, small_recipe: Path) -> None:
     settings = ("compare.base_shots=0", "compare.tuned_shots=0", "compare.forms=served", "compare.explore_rows=50")
     completed = commands.run_command(runs, "train.export", small_recipe)
