@@ -2,7 +2,7 @@
 
     python -m compare.first_request classifier      only this check (`make doctor RECIPE=classifier`), for cents
 
-    asked     openai:gpt-6-luna: answers, model gpt-6-luna-2026-09-22, 231 tokens read, 12 written
+    queried   openai:gpt-6-luna: answers, model gpt-6-luna-2026-09-22, 231 tokens read, 12 written
     refused   anthropic:claude-haiku-5-5: HTTP 401: invalid x-api-key
 
 A parameter that the provider rejects by name with HTTP 400 is omitted from then on; the report notes it. A system

@@ -137,8 +137,8 @@ def may_fall_back(context: ComparisonContext, system: System, error: Exception) 
 
 def truncation_notes(system: System, n_prompts: int) -> list[str]:
     """Return the report note about prompts that lost examples, [] if none did."""
-    note = f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit serve.max_model_len"
-    return [note] if n_prompts else []
+    limits = "train.max_length and serve.max_model_len" if system.trained_shots else "serve.max_model_len"
+    return [f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit {limits}"] if n_prompts else []
 
 
 def subset_notes(context: ComparisonContext, system: System) -> list[str]:
