@@ -15,17 +15,16 @@ from compare.scoring import confidence
 from compare.systems import api_models, catalog
 from compare.systems.responses import ComparisonContext
 from insource.backends import failures
-from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
 from tests.helpers import example_scores
-from tests.helpers.api_comparison import list_api_systems, make_comparison, make_shipped_comparison, redirect_sdks
+from tests.helpers.api_comparison import (
+    list_api_systems,
+    make_shipped_comparison,
+    make_two_label_comparison,
+    redirect_sdks,
+)
 from tests.helpers.provider.faulty_provider import Provider
-
-LABELS = ("billing_dispute", "refund_status")
-
-
-# A target against a baseline, end to end
 
 CHAT = "openai:gpt-6-luna"
 
@@ -61,23 +60,18 @@ def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonContext:
-    recipe = load("classifier", (f"route.not_worse_than={CHAT}", "route.margin=0.05"), "gpu").recipe
-    rows = {
-        split: [
-            {
-                "id": f"{split}{index}",
-                "input": {"text": f"{split} {index}: {LABELS[index % 2]}"},
-                "target": LABELS[index % 2],
-            }
-            for index in range(count)
-        ]
-        for split, count in (("train", 20), ("validation", 60), ("calibration", 150), ("test", 40))
-    }
-    baseline = {"provider": "openai", "model": "gpt-6-luna", "max_output_tokens": 16}
-    return make_comparison(
-        folder, recipe, tokenizer, rows, baselines=[baseline], primary={"baseline": CHAT}, repeat_rows=0,
+    return make_two_label_comparison(
+        folder,
+        tokenizer,
+        settings=(f"route.not_worse_than={CHAT}", "route.margin=0.05"),
+        validation=60,
+        calibration=150,
+        test=40,
+        baselines=[{"provider": "openai", "model": "gpt-6-luna", "max_output_tokens": 16}],
+        primary={"baseline": CHAT},
+        repeat_rows=0,
         budget_usd=budget,
-    )  # fmt: skip
+    )
 
 
 def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(

@@ -112,20 +112,34 @@ def list_api_systems(comparison: ComparisonContext) -> list[System]:
     return catalog.api_systems(comparison.recipe)
 
 
-def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> ComparisonContext:
-    """Return a comparison of the recipe `classifier` with rows of two labels, which their texts contain."""
-    recipe = load("classifier", (), "gpu").recipe
-    labels = ("billing_dispute", "refund_status")
+TWO_LABELS = ("billing_dispute", "refund_status")
+
+
+def make_two_label_comparison(
+    folder: Path,
+    tokenizer: Any,
+    settings: Sequence[str] = (),
+    validation: int = 8,
+    calibration: int = 4,
+    test: int = 60,
+    **compare: Any,
+) -> ComparisonContext:
+    """Return a comparison of the recipe `classifier` with rows of two labels, which end their texts.
+
+    `settings` replace recipe keys; the next three are numbers of rows.
+    """
+    recipe = load("classifier", settings, "gpu").recipe
+    counts = {"train": 20, "validation": validation, "calibration": calibration, "test": test}
     rows = {
         split: [
             {
                 "id": f"{split}{index}",
-                "input": {"text": f"{split} {index}: {labels[index % 2]}"},
-                "target": labels[index % 2],
+                "input": {"text": f"{split} {index}: {TWO_LABELS[index % 2]}"},
+                "target": TWO_LABELS[index % 2],
             }
             for index in range(count)
         ]
-        for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
+        for split, count in counts.items()
     }
     return make_comparison(folder, recipe, tokenizer, rows, **compare)
 
