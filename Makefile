@@ -132,5 +132,5 @@ schema: setup ## Write recipes/.schema.json, which editors read, and docs/errors
 	@$(VENV) -m insource.config.recipe
 	@$(VENV) -m insource.config.error_codes
 
-lock: setup ## Write requirements/*.txt from pyproject.toml (needs uv)
-	@$(PYTHON) requirements/lock.py
+lock: setup ## Write requirements/*.txt from pyproject.toml by uv
+	@$(VENV) requirements/lock.py

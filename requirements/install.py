@@ -1,10 +1,13 @@
-"""`make setup`: install the lock with pip into `.venv-cpu` or `.venv-gpu`, and link `.venv` to it.
+"""`make setup`: install the lock with uv or pip into `.venv-cpu` or `.venv-gpu`, and link `.venv` to it.
 
 It does nothing if the lock is installed. Two locks never share an environment. vLLM's builds for CPUs and for GPUs are
 packages of different names with the same files. On a change back to the first lock, pip would keep the wrong files.
 
-pip installs packages one by one and spends most of its time unpacking. One pip for each core, at most four, installs a
-part of the lock. The parts are independent, because the lock is complete and nothing is resolved.
+If uv is on PATH, it installs the lock: several times faster than pip, and from its cache in seconds. uv does not read
+pip's configuration, so insource brings no uv of its own: where only pip is set up for a private index, pip installs.
+It also installs what uv could not. pip installs packages one by one and spends most of its time unpacking. One pip for
+each core, at most four, installs a part of the lock. The parts are independent, because the lock is complete and
+nothing is resolved.
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h, with which Triton compiles kernels for PyTorch and
 vLLM. The stamp in an environment marks it as insource's from the start, and in the end records the installed lock. An
@@ -198,17 +201,29 @@ def install_locks(folder: Path, family: str, locks: list[str], lock_fd: int) -> 
     elif family == "cpu":
         log("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks = [*locks, "cuda.txt"]
-    pip_install(
-        python,
-        builds,
-        [pin for name in locks for pin in read_pins((REQUIREMENTS_DIR / name).read_text(encoding="utf-8"))],
-        lock_fd,
-    )
+    pins = [pin for name in locks for pin in read_pins((REQUIREMENTS_DIR / name).read_text(encoding="utf-8"))]
+    if uv := shutil.which("uv"):
+        if uv_install(uv, python, builds + pins, lock_fd):
+            return
+        log("setup     uv could not install the lock, as it says above; pip installs it")
+    pip_install(python, builds, pins, lock_fd)
 
 
 def read_pins(lock: str) -> list[str]:
     """Return the requirements of a lock, each with its hashes."""
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
+
+
+def uv_install(uv: str, python: Path, pins: list[str], lock_fd: int) -> bool:
+    """Install with uv, without resolution, and return whether it succeeded. The next set-up waits for uv too."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write("\n".join(pins) + "\n")
+        file.flush()
+        argv = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(python), "--requirements", file.name]
+        try:
+            return subprocess.run(argv, pass_fds=[lock_fd], check=False).returncode == 0
+        except KeyboardInterrupt:  # the terminal sends it to uv too
+            sys.exit("error: interrupted; `make setup` goes on from here")
 
 
 def pip_install(python: Path, builds: list[str], pins: list[str], lock_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""`make lock`: write the locks from pyproject.toml. It resolves with uv, which `make setup` does not need.
+"""`make lock`: write the locks from pyproject.toml. It resolves with the uv of the environment.
 
 cpu.txt       packages of a machine without a GPU, except torch
 torch.txt     only torch, in all builds with known hashes
@@ -21,7 +21,7 @@ TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb08
 
 def resolve(*sources: str) -> list[str]:
     """Return one pinned requirement with its hashes for each package that the sources (arguments of uv) need."""
-    argv = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
+    argv = [sys.executable, "-m", "uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
     argv += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
     text = subprocess.run(argv, cwd=REQUIREMENTS_DIR.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
     return re.split(r"\n(?=\S)", text.strip())

