@@ -7,11 +7,12 @@ ROW_METRICS["multilabel"]       "exact_match"
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric from 0 to 1, higher is better."""
+    """A metric of which 1 is the best value; higher is better, and figures are shown in percent."""
 
     label: str | None = None
     """Its display name; None: the words of its name."""
@@ -46,3 +47,11 @@ ROW_METRICS = {
     kind: next(name for name, metric in metrics.items() if metric.is_row_mean) for kind, metrics in METRICS.items()
 }
 """The metric that judges one row: the first metric that is a mean over rows."""
+
+
+def select_metrics(kind: str, score: Mapping[str, Any]) -> dict[str, float]:
+    """Return the main metrics of a score, in display order.
+
+    A metric may be missing in the score: reward_accuracy without a reference model, or a metric added after the run.
+    """
+    return {name: score[name] for name in METRICS[kind] if name in score}

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -310,7 +310,7 @@ def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Return the main metrics of a score."""
-    return {name: score[name] for name in METRICS["extraction"]}
+    return select_metrics("extraction", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import METRICS, select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -190,7 +190,7 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Return the main metrics of a score."""
-    return {name: score[name] for name in METRICS["generation"]}
+    return select_metrics("generation", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

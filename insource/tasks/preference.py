@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from insource.config.errors import RecipeError
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import METRICS, select_metrics
 from insource.config.recipe import Recipe
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
@@ -239,8 +239,8 @@ def compute_metric_stats(
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score; reward_accuracy only if the score has it."""
-    return {name: score[name] for name in METRICS["preference"] if name in score}
+    """Return the main metrics of a score."""
+    return select_metrics("preference", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -293,6 +293,13 @@ def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, 
     assert [file.name for file in tmp_path.iterdir() if file.name != path.name] == ["learning_curve.png"]
 
 
+def test_the_picture_draws_the_main_metrics_and_nothing_else_of_validation(tmp_path: Path) -> None:
+    row = {"step": 1, "epoch": 1, "loss": 3.0, "validation/exact_match": 0.4, "validation/field_f1": 0.8}
+    metrics.append(tmp_path / "metrics.jsonl", row | {"validation/seconds": 0.5, "validation/invalid": 0})
+    curve = learning_curve.read(tmp_path / "metrics.jsonl")
+    assert curve.fractions == {"validation/exact_match": [(1, 0.4)], "validation/field_f1": [(1, 0.8)]}
+
+
 def test_there_is_no_picture_before_there_is_a_loss(tmp_path: Path) -> None:
     learning_curve.draw(tmp_path / "metrics.jsonl", tmp_path / "learning_curve.png", "recipe", None)
     assert not list(tmp_path.iterdir())

@@ -9,12 +9,14 @@ The picture has its own background, so that it looks the same on a light page an
 (image viewers, W&B, chats); matplotlib also writes SVG or PDF if the path has that suffix.
 """
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from insource.config.metric_names import METRICS
 from insource.tasks import metric_label
 from insource.tracking import metrics
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 BACKGROUND, TEXT, MUTED, GRID = "#fbfaf8", "#22211f", "#74716b", "#e4e1db"
 LOSS, BEST, LEARNING_RATE = "#2f6fb5", "#2c8a5b", "#9a968e"
-# The colors differ in lightness as well as in hue. Their number is the limit of metrics drawn.
-VALIDATION = ("#c4501b", "#7b55a8", "#8a6d00")
+# The colors differ in lightness as well as in hue.
+VALIDATION = ("#c4501b", "#7b55a8", "#8a6d00", "#3f4a54")
 # Metrics of preference tuning that are drawn with the validation metrics: fractions, measured in training.
 TRAINING_FRACTIONS = ("rewards/accuracies",)
 MIN_POINTS_TO_SMOOTH = 40
@@ -41,7 +43,7 @@ class Curve:
     loss: Points
     learning_rate: Points
     fractions: Mapping[str, Points]
-    """{metric: points}, metrics between 0 and 1."""
+    """{metric: points}: the main metrics of validation, and TRAINING_FRACTIONS."""
     validation_loss: Points
     updates_per_epoch: float | None
 
@@ -70,20 +72,15 @@ def read(metrics_path: Path) -> Curve:
     def points(name: str) -> Points:
         return [(row["step"], row[name]) for row in rows if name in row]
 
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
+    main_metrics = {f"validation/{name}" for kind_metrics in METRICS.values() for name in kind_metrics}
+    names = dict.fromkeys(name for row in rows for name in row if name in main_metrics)
     points_by_name = {name: points(name) for name in (*names, *TRAINING_FRACTIONS)}
-    fractions = {
-        name: series
-        for name, series in points_by_name.items()
-        if series and name not in ("validation/loss", "validation/seconds")
-    }
-    fractions = {name: series for name, series in fractions.items() if all(0 <= value <= 1 for _, value in series)}
     by_epoch = [row["step"] / row["epoch"] for row in rows if row.get("epoch")]
     return Curve(
         points("loss"),
         points("learning_rate"),
-        dict(list(fractions.items())[: len(VALIDATION)]),
-        points_by_name.get("validation/loss", []),
+        {name: series for name, series in points_by_name.items() if series},
+        points("validation/loss"),
         by_epoch[-1] if by_epoch else None,
     )
 
@@ -162,7 +159,7 @@ def _draw_loss(panel: "Axes", curve: Curve) -> None:
 
 def _draw_fractions(panel: "Axes", fractions: Mapping[str, Points], best_step: int | None) -> None:
     line_labels = []
-    for (name, points), color in zip(fractions.items(), VALIDATION, strict=False):
+    for (name, points), color in zip(fractions.items(), itertools.cycle(VALIDATION), strict=False):
         panel.plot(*zip(*points, strict=True), color=color, linewidth=1.6, marker="o" if len(points) < 60 else None,
                    markersize=4.5, markeredgecolor=BACKGROUND, markeredgewidth=0.8)  # fmt: skip
         line_labels.append((_display_name(name), points[-1][1], color))

@@ -115,3 +115,10 @@ def test_a_kind_computes_the_metrics_that_are_declared_for_it(kind: str) -> None
         assert score[name] == stats[name].compute_value()
         assert (stats[name].from_sums is metric_stats.mean) is metric.is_row_mean, name
     assert FIRST_METRICS[kind] == next(iter(stats)) and METRICS[kind][ROW_METRICS[kind]].is_row_mean
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_a_score_of_a_run_before_a_metric_was_added_is_shown_without_it(kind: str) -> None:
+    *older, newest = METRICS[kind]
+    assert TASKS[kind].main_metrics(dict.fromkeys(older, 0.5)) == dict.fromkeys(older, 0.5)
+    assert newest not in TASKS[kind].main_metrics({})
