@@ -5,8 +5,8 @@
     queried   openai:gpt-6-luna: answers, model gpt-6-luna-2026-09-22, 231 tokens read, 12 written
     refused   anthropic:claude-haiku-5-5: HTTP 401: invalid x-api-key
 
-A parameter that the provider rejects by name with HTTP 400 is omitted from then on; the report notes it. A system
-without an answer gets no test rows: it is INCOMPLETE, with the provider's message. The answer is cached in
+A parameter that the provider rejects by name with HTTP 400 or 422 is omitted from then on; the report notes it. A
+system without an answer gets no test rows: it is INCOMPLETE, with the provider's message. The answer is cached in
 `runs/<recipe>/.answers/<system>.first.jsonl`. It is requested again only if the request differs.
 """
 

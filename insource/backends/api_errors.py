@@ -8,6 +8,7 @@
 A reason that is not known to be an input error counts as a configuration error. It never counts against the model.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -45,15 +46,17 @@ class ApiError:
 def parse_api_error(body: object, default_message: str = "") -> ApiError:
     """Return the error in a response body: `{"error": {...}}` or the error object itself.
 
-    `default_message` is the message if the body has none.
+    Servers that validate with pydantic give `{"detail": [...]}`, Mistral `{"message": {"detail": [...]}}`; such
+    details are the message, as JSON. `default_message` is the message if the body has none.
     """
     error: Any = body
     while isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):
         error = error["error"]
-    if not isinstance(error, Mapping) or not isinstance(error.get("message"), str):
+    if not isinstance(error, Mapping):
         return ApiError(default_message or str(body))
-    code = error.get("code") or error.get("type") or ""
-    return ApiError(error["message"], str(code), str(error.get("param") or ""))
+    message = error.get("message") or error.get("detail") or error.get("error") or default_message or str(body)
+    text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+    return ApiError(text, str(error.get("code") or error.get("type") or ""), str(error.get("param") or ""))
 
 
 def is_configuration_error(status: int, error: ApiError) -> bool:
@@ -62,11 +65,12 @@ def is_configuration_error(status: int, error: ApiError) -> bool:
 
 
 def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
-    """Return the optional parameter that an HTTP 400 error names first, None if it names none.
+    """Return the optional parameter that an HTTP 400 or 422 error names first, None if it names none.
 
-    `optional` maps each parameter to the names that a provider uses for it.
+    `optional` maps each parameter to the names that a provider uses for it. 422 is what servers answer that validate
+    bodies with pydantic, Mistral's among them.
     """
-    if not error.startswith("HTTP 400"):
+    if not error.startswith(("HTTP 400", "HTTP 422")):
         return None
     matches = [
         (match.start(), -len(name), parameter)

@@ -113,6 +113,24 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     assert len(provider.requests) == 3 + 10 * 2
 
 
+def test_a_server_that_knows_only_max_tokens_gets_its_limit_by_that_name(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
+    baseline = {"provider": "openai", "model": "mistral-small", "price": price, "max_output_tokens": 64}
+    context = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[baseline], primary=None)
+    provider.rejected_parameters, provider.rejection_status = ("max_completion_tokens",), 422
+    provider.answer = lambda prompt: "billing_dispute"
+    systems, refused = first_request.send_first_requests(context, list_api_systems(context))
+    assert not refused and systems[0].omitted_parameters == ("max_completion_tokens",)
+    assert "left out  max_completion_tokens, which openai:mistral-small refuses: HTTP 422" in capsys.readouterr().err
+    assert api_models.collect_from_apis(context, systems)["openai:mistral-small"].complete
+    first, *others = [body for _, _, body in provider.requests]
+    assert first["max_completion_tokens"] == 64
+    assert len(others) > 10 and all(body["max_tokens"] == 64 for body in others)
+    assert not any("max_completion_tokens" in body for body in others)
+
+
 def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Optional parameters, with the names that an error gives them.
 OPTIONAL_PARAMETERS = {
+    # Refused by servers that know only its old name, max_tokens, which is sent instead.
+    "max_completion_tokens": ("max_completion_tokens",),
     "temperature": ("temperature",),
     "reasoning_effort": ("reasoning_effort", "reasoning.effort"),
     "logprobs": ("logprobs",),
@@ -56,10 +58,11 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Return the request body: only optional parameters that the recipe sets and the provider did not refuse."""
+    limit = "max_tokens" if "max_completion_tokens" in backend.omitted_parameters else "max_completion_tokens"
     body: dict[str, Any] = {
         "model": backend.model,
         "messages": [dict(message) for message in request.messages],
-        "max_completion_tokens": request.max_tokens,
+        limit: request.max_tokens,
     }
     if backend.temperature is not None:
         body["temperature"] = backend.temperature

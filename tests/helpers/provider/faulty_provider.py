@@ -68,6 +68,8 @@ class Provider:
     """Headers of every response."""
     rejected_parameters: tuple[str, ...] = ()
     """Parameters that it refuses for every model."""
+    rejection_status: int = 400
+    """The status of that refusal."""
     response_makers: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
     """{API: function that makes a response}, instead of RESPONSE_MAKERS."""
     rule_violations: Counter[str] = field(default_factory=Counter)
@@ -125,7 +127,7 @@ class Provider:
         refusal = provider_rules.find_refusal(api, headers, body)
         for name in (name for name in self.rejected_parameters if name in body):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
-            refusal = Refusal(400, message, name, "unsupported_parameter")
+            refusal = Refusal(self.rejection_status, message, name, "unsupported_parameter")
         if refusal:
             self.rule_violations[refusal.message] += 1
         return refusal

@@ -24,6 +24,10 @@ class Refusal:
         kind = {401: "authentication_error", 404: "not_found_error"}.get(self.status, "invalid_request_error")
         if api == "messages":
             return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": "r"}
+        if self.status == 422:
+            # As a server that validates with pydantic: Mistral puts the details into its message.
+            details = [{"type": "extra_forbidden", "loc": ["body", self.param], "msg": self.message, "input": 64}]
+            return {"object": "error", "message": {"detail": details}, "type": kind, "param": None, "code": None}
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
