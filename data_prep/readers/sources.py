@@ -32,7 +32,6 @@ FILE_KINDS = {
     ".xlsm": "xlsx",
 }
 
-# Formats with their own compression.
 # Formats that are not read inside .gz or .zst.
 NOT_RECOMPRESSED = ("parquet", "xlsx")
 KNOWN_SUFFIXES = f"{', '.join(FILE_KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"

@@ -1,6 +1,7 @@
 """One record for each provider: what the packages do with a provider follows from `PROVIDERS`."""
 
 import ast
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -31,7 +32,7 @@ EXAMPLE = Provider(
     genai_prices_id="mistral",
     key=ApiKey("EXAMPLE_API_KEY", ("models.example",)),
     default_base_url="https://api.models.example/v1",
-    model_word="mistral",
+    model_word="example-model",
 )
 
 
@@ -76,7 +77,8 @@ def test_what_a_record_names_exists(name: str) -> None:
     assert provider.cloud in {None, *get_args(Cloud)}
     assert provider.key is not None or provider.cloud is not None, "without a key the SDK of a cloud has credentials"
     assert provider.address == "default" or provider.cloud is not None
-    assert name in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    assert re.search(rf"- {{provider: {name}\b|# also: .*\b{name}\b", page), "the example of baselines lacks it"
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -126,7 +128,7 @@ def test_a_provider_on_a_known_api_format_is_one_record(add_provider: Any, monke
     assert price is not None and price.note.startswith("mistral/")
     assert baseline.model_copy(update={"base_url": "https://other.example"}).withheld_key_env == "EXAMPLE_API_KEY"
     assert "EXAMPLE_API_KEY" in doctor.list_key_variables()
-    assert IncumbentModel("mistral-small", None, "", False).provider == "example"
+    assert IncumbentModel("example-model-2", None, "", False).provider == "example"
     assert models.announced_shutdown(baseline) is None
     with pytest.raises(ValidationError, match="provider example has no batches here"):
         AnyBaseline(provider="example", model="m", mode="batch")
