@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploy.answers.outcome import Outcome
 from deploy.gateway import proxy
-from deploy.gateway.paths import decisions, feedback, openapi_schemas, tasks_path
+from deploy.gateway.paths import decisions, feedback, openapi_schemas, systemone, tasks_path
 from deploy.gateway.proxy_state import ProxyState
 from tests.helpers.gateway.served_gateway import make_router, serve_gateway
 from tests.helpers.gateway.task_gateway import (
@@ -46,6 +46,16 @@ VALID: dict[str, list[Any]] = {
             "input": "where is it",
             "questions": [CHOICE, {"type": "predicate", "instructions": "late"}],
             "safety_identifier": "x",
+        }
+    ],
+    "/v1/systemone": [
+        {
+            "model": TASK_NAME,
+            "state": {"message": "where is it"},
+            "questions": {
+                "q": {"type": "choice", "criteria": {"late": None, "lost": "gone"}},
+                "p": {"type": "noul", "instructions": "late"},
+            },
         }
     ],
     "/v1/feedback": [{"id": "x", "answer": "late"}, {"feedback": [{"id": "x", "answer": "late"}]}],
@@ -183,6 +193,8 @@ def test_the_schemas_have_the_keys_that_the_paths_accept_and_return(served: tupl
     assert set(openapi_schemas.describe_task_request(task)["properties"]) == set(tasks_path.KEYS)
     (alternative,) = openapi_schemas.describe_decision_request([task])["oneOf"]
     assert set(alternative["properties"]) == set(decisions.KEYS)
+    (alternative,) = openapi_schemas.describe_systemone_request([task])["oneOf"]
+    assert set(alternative["properties"]) == set(systemone.KEYS)
     item, _ = openapi_schemas.describe_feedback_request([task])["oneOf"]
     assert set(item["properties"]) == set(feedback.KEYS)
     single, _ = openapi_schemas.describe_task_response(task)["oneOf"]
