@@ -84,7 +84,7 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
     run(scenario)
 
 
-def test_chats_that_pass_unread_are_counted_and_raw_requests_with_their_tokens(tmp_path: Path) -> None:
+def test_streams_that_are_forwarded_unread_are_counted_and_raw_requests_with_their_tokens(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
     chat = {"messages": [{"role": "user", "content": "says lost"}]}
 
@@ -98,6 +98,8 @@ def test_chats_that_pass_unread_are_counted_and_raw_requests_with_their_tokens(t
             assert samples["insource_tokens_total", "local", "input", TASK_NAME] == 60, (
                 "of the two that came as a whole"
             )
+            assert samples["insource_checked_answers_total", "local", TASK_NAME, "valid"] == 1
+            assert samples["insource_labels_total", "lost", TASK_NAME] == 1
             assert samples["insource_requests_total", "/v1/chat/completions", "200"] == 3
 
     run(scenario)
