@@ -46,6 +46,7 @@ VALID: dict[str, list[Any]] = {
             "input": "where is it",
             "questions": [CHOICE, {"type": "predicate", "instructions": "late"}],
             "safety_identifier": "x",
+            "private": True,
         }
     ],
     "/v1/systemone": [

@@ -45,7 +45,8 @@ def test_the_answers_have_the_probabilities_of_decisions(router: Deployment) -> 
     async def scenario() -> None:
         async with gateway_client(router) as (client, engine, state):
             response = await client.post(
-                "/v1/systemone", json={"model": TASK_NAME, "state": TEXT, "questions": questions}
+                "/v1/systemone",
+                json={"model": TASK_NAME, "state": TEXT, "questions": questions, "private": True},
             )
             assert response.status == 200
             payload = await response.json()
@@ -107,6 +108,7 @@ def test_the_client_of_the_comparison_gets_a_label(router: Deployment) -> None:
         ({}, "questions"),
         ({"questions": {"q": CHOICE}, "assets": {"a": {"type": "image"}}}, "assets"),
         ({"questions": {"q": CHOICE}, "state": ""}, "empty"),
+        ({"questions": {"q": CHOICE}, "private": "maybe"}, "private"),
         ({"questions": {"q": CHOICE}, "state": {"ticket": "late"}}, "message"),
     ],
 )

@@ -25,7 +25,7 @@ from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 
 PATH = "/v1/decisions"
-KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
+KEYS = ("model", "input", "questions", "private", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 
 
 async def answer_questions(

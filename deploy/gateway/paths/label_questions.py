@@ -16,6 +16,7 @@ from deploy.answers.outcome import Deployment
 from deploy.answers.request_errors import invalid_request
 from deploy.answers.task import Task, extract_text
 from deploy.gateway.paths import router
+from deploy.gateway.paths.chat_request import parse_private
 from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 from insource.system.daemon_thread import run_in_thread
@@ -34,7 +35,10 @@ class Choice:
 
 
 def check_request(payload: Mapping[str, Any], task: Task, keys: Sequence[str], input_key: str) -> None:
-    """Raise RequestError if a task has no labels, or if a request has other keys or no input."""
+    """Raise RequestError if a task has no labels, or if a request has other keys or no input.
+
+    `private` may be sent, and changes nothing: no input leaves, and none is recorded.
+    """
     if task.recipe.task.task_name != "classification":
         raise invalid_request(
             f"{task.name} chooses no label: it is of kind {task.recipe.task.task_name}; ask /v1/tasks"
@@ -43,6 +47,7 @@ def check_request(payload: Mapping[str, Any], task: Task, keys: Sequence[str], i
         raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(keys)}")
     if input_key not in payload:
         raise invalid_request(f"{input_key} is missing")
+    parse_private(payload.get("private"))
 
 
 async def score_input(

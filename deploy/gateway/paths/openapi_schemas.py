@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.answers.task import Task
-from deploy.gateway.paths import decisions, feedback, systemone, tasks_path
+from deploy.gateway.paths import decisions, feedback, tasks_path
 from deploy.gateway.paths.label_questions import CHOICES_RANGE, MAX_QUESTIONS
 from insource.config.schema.serving_and_cost import Limits
 
@@ -209,7 +209,7 @@ def _describe_task_decision(task: Task) -> Schema:
     }
     model = {"const": task.name}
     properties: dict[str, Schema] = {key: {} for key in decisions.KEYS}
-    properties |= {"model": model, "input": describe_input(task), "questions": questions}
+    properties |= {"model": model, "input": describe_input(task), "questions": questions, "private": PRIVATE}
     return describe_object(properties, ["model", "input", "questions"], closed=True)
 
 
@@ -232,7 +232,7 @@ def _describe_task_systemone(task: Task) -> Schema:
         "additionalProperties": {"anyOf": [choice, noul]},
     }
     properties = {"model": {"const": task.name}, "state": describe_input(task), "questions": questions}
-    return describe_object(properties, systemone.KEYS, closed=True)
+    return describe_object(properties | {"private": PRIVATE}, list(properties), closed=True)
 
 
 def describe_systemone_response() -> Schema:

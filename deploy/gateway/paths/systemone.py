@@ -26,7 +26,7 @@ from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 
 PATH = "/v1/systemone"
-KEYS = ("model", "state", "questions")
+KEYS = ("model", "state", "questions", "private")
 
 
 async def answer_questions(
