@@ -239,8 +239,8 @@ def _resolve_model(
     try:
         fields = model_names.parse_fields(body)
         model = model_names.read_value(fields, "model")
-    except ValueError:
-        raise invalid_request("the body is no JSON object") from None
+    except ValueError as error:
+        raise invalid_request(f"the body is no JSON object: {error}") from None
     if model_names.has_duplicate_key(body, fields):
         raise invalid_request("a key is in the body twice")
     name, raw = proxy_state.split_model_name(model)

@@ -321,6 +321,17 @@ def test_malformed_bodies_get_a_clear_4xx(served: tuple[str, ProxyState], path: 
     check_response(fetch_description(address), path, response)
 
 
+@pytest.mark.parametrize("path", VALID)
+def test_the_reason_is_in_the_message(served: tuple[str, ProxyState], path: str) -> None:
+    for name, reason in (
+        ("deep JSON", "nested too deeply"),
+        ("deep objects", "nested too deeply"),
+        ("no JSON", "JSON"),
+    ):
+        assert reason in send(served[0], path, MALFORMED[name])[1]["error"]["message"]
+    assert send(served[0], path, b'{"model": "x" "y"}')[1]["error"]["message"].count("no JSON object: ") == 1
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("path", VALID)
 def test_a_body_of_100_mb_gets_a_413(served: tuple[str, ProxyState], path: str, chunked: bool) -> None:
