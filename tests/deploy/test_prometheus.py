@@ -224,3 +224,27 @@ def test_the_dashboard_shows_metrics_that_there_are(tmp_path: Path) -> None:
             assert used - available == set()
 
     run(scenario)
+
+
+def test_the_dashboard_uses_labels_that_the_metrics_have() -> None:
+    metrics = Metrics()
+    metrics.count_request("/v1/tasks", "200", 0.1)
+    metrics.count_answer(TASK_NAME, "local", "confident")
+    metrics.count_checked_answer(TASK_NAME, "local", None)
+    metrics.count_tokens(TASK_NAME, "local", 1, 1)
+    metrics.count_prediction(TASK_NAME, 0.9, ["late"])
+    metrics.count_feedback(TASK_NAME, "local", is_correct=True)
+    metrics.count_mirrored(TASK_NAME, "agreed")
+    metrics.set_drift({(TASK_NAME, "v1", "labels"): 0.1})
+    metrics.set_state(ready=True, in_flight=0, versions={TASK_NAME: "v1"})
+    metrics.set_spend(TASK_NAME, 1.0, 2.0)
+    labels: dict[str, set[str]] = {}
+    for name, values in re.findall(r"^(\w+)(?:\{(.*)\})? ", metrics.render().decode(), re.MULTILINE):
+        labels[name] = set(re.findall(r'(\w+)="', values))
+    dashboard = json.loads((ROOT / "deploy" / "monitoring" / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    for expression in expressions:
+        name, selector = re.findall(r"\b((?:insource|process)_\w+)(?:\{([^}]*)\})?", expression)[0]
+        used = set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", selector))
+        used |= {label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")}
+        assert used <= labels[name], expression
