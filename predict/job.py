@@ -8,7 +8,7 @@ from data_prep.readers.source_row import SourceFile
 from deploy import registry
 from deploy.answers import task
 from deploy.answers.task import Task
-from deploy.gateway.paths import decisions
+from deploy.gateway.paths.label_questions import CHOICES_RANGE
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
@@ -74,9 +74,9 @@ class Job:
                 code="INS-P004",
             )
         labels = list(task.dataset.spec.labels)
-        if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
+        if self.engine == "gateway" and len(labels) > CHOICES_RANGE[1]:
             raise RecipeError(
-                f"PROBABILITIES: a gateway supports at most {decisions.CHOICES_RANGE[1]} labels, and the task has "
+                f"PROBABILITIES: a gateway supports at most {CHOICES_RANGE[1]} labels, and the task has "
                 f"{len(labels)}; leave ENGINE and BASE_URL out",
                 code="INS-P004",
             )

@@ -185,11 +185,13 @@ def fit_policy(
         "score": scale.json() if scale else None,
     }
     if not rows.ids:
-        return RoutingPolicy(
-            threshold=None,
-            no_threshold_reason="there are no calibration rows; give data.split.calibration a share",
-            **settings,
-        )
+        reason, rows_needed = "there are no calibration rows; give data.split.calibration a share", None
+        if scale and scale.confidences:
+            thresholds = learn_then_test.build_thresholds(scale.confidences)
+            no_rows = np.array([])
+            rows_needed = estimate_rows_needed(claim, thresholds, scale, no_rows, no_rows, alpha)
+            reason += f"; {rows_needed_text(rows_needed)}"
+        return RoutingPolicy(threshold=None, no_threshold_reason=reason, rows_needed=rows_needed, **settings)
     if route.not_worse_than is not None and rows.baseline_correct is None:
         reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
         return RoutingPolicy(threshold=None, no_threshold_reason=reason, **settings)
@@ -272,15 +274,19 @@ def no_threshold_reason(
         accuracy_text += f", {np.asarray(rows.baseline_correct)[surest_rows].mean():.1%} of the baseline's"
     conclusion = "no threshold can be shown to keep the target"
     if n < min_rows:
-        conclusion += f" on fewer than {min_rows:,} rows, not even where all are right"
+        all_right = "all are right" if rows.baseline_correct is None else "both are right in every row"
+        conclusion += f" on fewer than {min_rows:,} rows, not even where {all_right}"
+    return (
+        f"{conclusion}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {accuracy_text}; "
+        f"{rows_needed_text(rows_needed)}"
+    )
+
+
+def rows_needed_text(rows_needed: int | None) -> str:
+    """Return how many calibration rows would probably give a threshold."""
     if rows_needed is None:
-        outlook = "even a million rows would probably show none if answers are as good as these"
-        return (
-            f"{conclusion}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {accuracy_text}; "
-            f"{outlook}"
-        )
-    outlook = f"about {rows_needed:,} calibration rows would probably show one"
-    return f"{conclusion}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {accuracy_text}; {outlook}"
+        return "even a million rows would probably show none if answers are as good as these"
+    return f"about {rows_needed:,} calibration rows would probably show one"
 
 
 def read_policy(path: Path) -> RoutingPolicy:

@@ -29,6 +29,8 @@ OVER_BUDGET, INVALID = "over_budget", "api_answer_invalid"
 """Why there is no answer of the API model. REFUSED: it refuses to answer this input."""
 MAX_FAILURES, PAUSE_SECONDS = 5, 10.0
 """After MAX_FAILURES successive failures the API model gets no requests for PAUSE_SECONDS."""
+MAX_ABANDONED = 64
+"""Maximum number of calls that continue after their clients disconnected. Further ones are cancelled."""
 _PROBLEM_MESSAGES = {
     "not_a_label": "it is none of the labels",
     "not_json": "it is not JSON",
@@ -60,11 +62,14 @@ class Escalation:
         self._clients = [BackendClient(backend, self._budget)]
         self._failures, self._paused_until = 0, 0.0
         self._pending: set[asyncio.Task[ScoredAnswer | str]] = set()
+        self._abandoned: set[asyncio.Task[ScoredAnswer | str]] = set()
+        """Calls whose clients disconnected."""
 
     async def query(self, task_input: CleanedInput) -> ScoredAnswer | str:
         """Return a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
-        The request continues if the client disconnects: it is paid for, and its cost must be recorded.
+        The request continues if the client disconnects, up to MAX_ABANDONED: it is paid for, and its cost must be
+        recorded. A cancelled one counts with its maximum cost.
         """
         if time.monotonic() < self._paused_until:
             return FAILED
@@ -76,6 +81,9 @@ class Escalation:
         result: ScoredAnswer | str
         try:
             result = await asyncio.shield(pending)
+        except asyncio.CancelledError:
+            self._abandon(pending)
+            raise
         except TimeoutError:
             result = FAILED
         except StageError:
@@ -94,6 +102,14 @@ class Escalation:
             pending.cancel()
         for client in self._clients:
             await client.close()
+
+    def _abandon(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
+        """Let a call without a client continue, or cancel it if too many do."""
+        if len(self._abandoned) >= MAX_ABANDONED:
+            pending.cancel()
+            return
+        self._abandoned.add(pending)
+        pending.add_done_callback(self._abandoned.discard)
 
     def _on_done(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
         self._pending.discard(pending)

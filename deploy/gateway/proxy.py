@@ -6,9 +6,9 @@ versions is one assignment: requests in flight end on the version that they star
 
 vLLM checks its key only on some paths and lets every client load adapters. Therefore only these paths are forwarded:
 POST /v1/chat/completions, /v1/completions and /v1/messages. The gateway itself answers POST /v1/tasks/<recipe>,
-/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), and GET /v1/models, /openapi.json
-and /metrics. Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is
-its old name).
+/v1/decisions, /v1/systemone and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), and GET /v1/models,
+/openapi.json and /metrics. Without a key it answers GET /healthz (the process runs) and /readyz (requests are
+forwarded; /health is its old name).
 """
 
 import asyncio
@@ -32,6 +32,7 @@ from deploy.gateway.paths import (
     forwarding,
     model_names,
     openapi,
+    systemone,
     tasks_path,
 )
 from deploy.gateway.proxy_state import ProxyState
@@ -42,7 +43,9 @@ from insource.system.daemon_thread import run_in_thread
 
 FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 HEALTH_PATHS = ("/health", "/healthz", "/readyz")
-GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", openapi.PATH, "/metrics", *HEALTH_PATHS)
+LABEL_PATHS = {path.PATH: path.answer_questions for path in (decisions, systemone)}
+"""Paths that return the probabilities of labels, with the function that answers a request."""
+GATEWAY_PATHS = (*LABEL_PATHS, feedback.PATH, "/v1/models", openapi.PATH, "/metrics", *HEALTH_PATHS)
 """Paths that the gateway itself answers, in addition to those of tasks."""
 BODY_SECONDS = 30.0
 """Maximum time for a client to send a body."""
@@ -139,7 +142,8 @@ def build_application(proxy_state: ProxyState) -> web.Application:
     for path in FORWARDED_PATHS:
         app.router.add_post(path, answer_model)
     app.router.add_post(f"{tasks_path.PREFIX}{{name}}", answer_task)
-    app.router.add_post(decisions.PATH, answer_decision)
+    for path in LABEL_PATHS:
+        app.router.add_post(path, answer_decision)
     app.router.add_post(feedback.PATH, receive_feedback)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get(openapi.PATH, describe_paths)
@@ -219,7 +223,7 @@ async def _answer_decision_request(proxy_state: ProxyState, request: web.Request
             )
         with proxy_state.track_in_flight(names.internal_name):
             engine = EngineConnection(proxy_state.require_engine(names.internal_name), proxy_state.record_data)
-            payload = await decisions.answer_questions(
+            payload = await LABEL_PATHS[request.path](
                 body, deployment, engine, names.public_name, proxy_state.limits, proxy_state.monitor
             )
             return await forwarding.send_json(request, payload, {VERSION_HEADER: names.version})
@@ -235,8 +239,8 @@ def _resolve_model(
     try:
         fields = model_names.parse_fields(body)
         model = model_names.read_value(fields, "model")
-    except ValueError:
-        raise invalid_request("the body is no JSON object") from None
+    except ValueError as error:
+        raise invalid_request(f"the body is no JSON object: {error}") from None
     if model_names.has_duplicate_key(body, fields):
         raise invalid_request("a key is in the body twice")
     name, raw = proxy_state.split_model_name(model)

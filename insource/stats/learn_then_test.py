@@ -52,7 +52,7 @@ class Claim(Protocol):
         """Return the probability that this many kept rows show the claim at `alpha`, for each mean and deviation."""
 
     def min_rows(self, alpha: float) -> int:
-        """Return the minimum number of kept rows that show the claim at `alpha`, if all scores support it."""
+        """Return a number of kept rows below which the claim is not shown at `alpha`, if all answers are right."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class NonInferior:
         return np.where(rows < self.min_rows(alpha), 0.0, probability)
 
     def min_rows(self, alpha: float) -> int:
+        # All scores are 0, because the other system's answers are right too. If it is wrong, fewer rows suffice.
         return ceil(log(alpha) / log(1 - self.margin) - 1e-9)
 
 

@@ -124,12 +124,28 @@ def test_without_confidences_or_rows_the_reason_is_told() -> None:
     assert "no answer to a calibration row has" in (
         routing_policy.fit_policy(scale, rows, Route()).no_threshold_reason or ""
     )
-    assert "data.split.calibration" in (
-        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).no_threshold_reason or ""
-    )
+    no_rows = CalibrationAnswers([], [], [])
+    assert "data.split.calibration" in (routing_policy.fit_policy(None, no_rows, Route()).no_threshold_reason or "")
     assert "thresholds are those of validation rows" in (
         routing_policy.fit_policy(None, rows, Route()).no_threshold_reason or ""
     )
+
+
+def test_without_calibration_rows_validation_rows_tell_how_many_are_needed() -> None:
+    validation, correct, _ = drawn(1, 3)
+    scale, no_rows = Scale(None, "answer", validation, correct), CalibrationAnswers([], [], [])
+    policy = routing_policy.fit_policy(scale, no_rows, Route())
+    assert policy.rows_needed is not None and policy.rows_needed >= 59
+    assert f"about {policy.rows_needed:,} calibration rows would probably show one" in (
+        policy.no_threshold_reason or ""
+    )
+    succeeded = [policy_of(policy.rows_needed, seed, Route()).threshold is not None for seed in range(20)]
+    assert sum(succeeded) >= 10
+    beside = routing_policy.fit_policy(scale, no_rows, Route(not_worse_than="api", margin=0.02))
+    assert beside.rows_needed == 149
+    few = replace(drawn(100, 3)[2], baseline_correct=[1.0] * 100)
+    reason = routing_policy.fit_policy(scale, few, Route(not_worse_than="api", margin=0.02)).no_threshold_reason or ""
+    assert "on fewer than 149 rows, not even where both are right in every row" in reason
 
 
 def test_an_answer_of_unknown_confidence_never_stays() -> None:

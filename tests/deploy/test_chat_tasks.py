@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,38 @@ def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> 
             assert body["messages"] == dataset.task.messages(dataset.spec, {"text": "my parcel\nis late"})
             assert body["structured_outputs"] == {"grammar": dataset.prompt.grammar}
             assert body["max_completion_tokens"] == dataset.prompt.max_answer_tokens
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("path", "key"), [("/v1/chat/completions", "choices"), ("/v1/messages", "content")])
+def test_a_complete_answer_is_checked_requested_again_and_refused_if_it_fits_no_schema(
+    router: Deployment, path: str, key: str
+) -> None:
+    async def scenario() -> None:
+        async with gateway_client(router) as (client, engine, _):
+            response = await client.post(path, json=user("says lost cut", max_tokens=9))
+            part = (await response.json())[key][0]
+            assert (part["message"]["content"] if key == "choices" else part["text"]) == "lost"
+            first, again = (body["max_completion_tokens"] for _, body in engine.requests)
+            assert again == 2 * first
+            assert response.headers["X-Insource-Reason"] == "no_api_model"
+            assert response.headers["X-Insource-Answer-Id"]
+            response = await client.post(path, json=user("says nonsense", max_tokens=9))
+            assert response.status == 422
+            assert "does not fit the task's schema" in (await response.json())["error"]["message"]
+
+    run(scenario)
+
+
+def test_a_client_that_wants_log_probabilities_gets_those_of_the_engine(router: Deployment) -> None:
+    async def scenario() -> None:
+        async with gateway_client(router) as (client, _, _state):
+            response = await client.post("/v1/chat/completions", json=user("says lost p=0.5", logprobs=True))
+            choice = (await response.json())["choices"][0]
+            assert choice["message"]["content"] == "lost"
+            (token,) = choice["logprobs"]["content"]
+            assert token["logprob"] == pytest.approx(math.log(0.5))
 
     run(scenario)
 

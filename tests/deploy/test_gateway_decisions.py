@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from deploy.answers import label_tree
 from deploy.answers.outcome import Deployment
-from deploy.gateway.paths import decisions
+from deploy.gateway.paths import label_questions
 from tests.conftest import ROOT
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,
@@ -141,9 +141,9 @@ def test_probabilities_of_any_labels_sum_to_one(paths: list[tuple[int, ...]]) ->
 
 
 def test_unevenness_is_0_for_equal_options_and_1_for_a_certain_one() -> None:
-    assert decisions.compute_certainty([0.25] * 4) == pytest.approx(0)
-    assert decisions.compute_certainty([1.0, 0.0]) == 1
-    assert 0 < decisions.compute_certainty([0.9, 0.1]) < 1
+    assert label_questions.compute_certainty([0.25] * 4) == pytest.approx(0)
+    assert label_questions.compute_certainty([1.0, 0.0]) == 1
+    assert 0 < label_questions.compute_certainty([0.9, 0.1]) < 1
 
 
 def test_the_first_requests_of_several_tasks_may_come_at_the_same_time() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploy.answers.outcome import Outcome
 from deploy.gateway import proxy
-from deploy.gateway.paths import decisions, feedback, openapi_schemas, tasks_path
+from deploy.gateway.paths import decisions, feedback, openapi_schemas, systemone, tasks_path
 from deploy.gateway.proxy_state import ProxyState
 from tests.helpers.gateway.served_gateway import make_router, serve_gateway
 from tests.helpers.gateway.task_gateway import (
@@ -46,6 +46,17 @@ VALID: dict[str, list[Any]] = {
             "input": "where is it",
             "questions": [CHOICE, {"type": "predicate", "instructions": "late"}],
             "safety_identifier": "x",
+            "private": True,
+        }
+    ],
+    "/v1/systemone": [
+        {
+            "model": TASK_NAME,
+            "state": {"message": "where is it"},
+            "questions": {
+                "q": {"type": "choice", "criteria": {"late": None, "lost": "gone"}},
+                "p": {"type": "noul", "instructions": "late"},
+            },
         }
     ],
     "/v1/feedback": [{"id": "x", "answer": "late"}, {"feedback": [{"id": "x", "answer": "late"}]}],
@@ -183,6 +194,8 @@ def test_the_schemas_have_the_keys_that_the_paths_accept_and_return(served: tupl
     assert set(openapi_schemas.describe_task_request(task)["properties"]) == set(tasks_path.KEYS)
     (alternative,) = openapi_schemas.describe_decision_request([task])["oneOf"]
     assert set(alternative["properties"]) == set(decisions.KEYS)
+    (alternative,) = openapi_schemas.describe_systemone_request([task])["oneOf"]
+    assert set(alternative["properties"]) == set(systemone.KEYS)
     item, _ = openapi_schemas.describe_feedback_request([task])["oneOf"]
     assert set(item["properties"]) == set(feedback.KEYS)
     single, _ = openapi_schemas.describe_task_response(task)["oneOf"]
@@ -306,6 +319,17 @@ def test_malformed_bodies_get_a_clear_4xx(served: tuple[str, ProxyState], path: 
     response = send(address, path, body)
     assert 400 <= response[0] < 500 and response[1]["error"]["message"], response
     check_response(fetch_description(address), path, response)
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_the_reason_is_in_the_message(served: tuple[str, ProxyState], path: str) -> None:
+    for name, reason in (
+        ("deep JSON", "nested too deeply"),
+        ("deep objects", "nested too deeply"),
+        ("no JSON", "JSON"),
+    ):
+        assert reason in send(served[0], path, MALFORMED[name])[1]["error"]["message"]
+    assert send(served[0], path, b'{"model": "x" "y"}')[1]["error"]["message"].count("no JSON object: ") == 1
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -84,7 +84,7 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
     run(scenario)
 
 
-def test_chats_that_pass_unread_are_counted_and_raw_requests_with_their_tokens(tmp_path: Path) -> None:
+def test_streams_that_are_forwarded_unread_are_counted_and_raw_requests_with_their_tokens(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
     chat = {"messages": [{"role": "user", "content": "says lost"}]}
 
@@ -98,6 +98,8 @@ def test_chats_that_pass_unread_are_counted_and_raw_requests_with_their_tokens(t
             assert samples["insource_tokens_total", "local", "input", TASK_NAME] == 60, (
                 "of the two that came as a whole"
             )
+            assert samples["insource_checked_answers_total", "local", TASK_NAME, "valid"] == 1
+            assert samples["insource_labels_total", "lost", TASK_NAME] == 1
             assert samples["insource_requests_total", "/v1/chat/completions", "200"] == 3
 
     run(scenario)
@@ -222,3 +224,27 @@ def test_the_dashboard_shows_metrics_that_there_are(tmp_path: Path) -> None:
             assert used - available == set()
 
     run(scenario)
+
+
+def test_the_dashboard_uses_labels_that_the_metrics_have() -> None:
+    metrics = Metrics()
+    metrics.count_request("/v1/tasks", "200", 0.1)
+    metrics.count_answer(TASK_NAME, "local", "confident")
+    metrics.count_checked_answer(TASK_NAME, "local", None)
+    metrics.count_tokens(TASK_NAME, "local", 1, 1)
+    metrics.count_prediction(TASK_NAME, 0.9, ["late"])
+    metrics.count_feedback(TASK_NAME, "local", is_correct=True)
+    metrics.count_mirrored(TASK_NAME, "agreed")
+    metrics.set_drift({(TASK_NAME, "v1", "labels"): 0.1})
+    metrics.set_state(ready=True, in_flight=0, versions={TASK_NAME: "v1"})
+    metrics.set_spend(TASK_NAME, 1.0, 2.0)
+    labels: dict[str, set[str]] = {}
+    for name, values in re.findall(r"^(\w+)(?:\{(.*)\})? ", metrics.render().decode(), re.MULTILINE):
+        labels[name] = set(re.findall(r'(\w+)="', values))
+    dashboard = json.loads((ROOT / "deploy" / "monitoring" / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    for expression in expressions:
+        name, selector = re.findall(r"\b((?:insource|process)_\w+)(?:\{([^}]*)\})?", expression)[0]
+        used = set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", selector))
+        used |= {label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")}
+        assert used <= labels[name], expression

@@ -329,6 +329,39 @@ def test_a_month_costs_no_more_than_the_recipe_says_across_restarts(
     assert usd <= 1.0
 
 
+def test_calls_of_clients_that_left_go_on_up_to_a_limit_and_each_has_its_cost_on_disk(
+    tmp_path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escalation, "MAX_ABANDONED", 3)
+    provider.answer, provider.hang_after = lambda prompt: "broken", 0
+    route = "{usd_per_month: 1000.0, api_seconds: 300}"
+    deployment = hybrid(tmp_path, address, extra=f"{PRICED}, concurrency: 8, timeout_seconds: 300", route=route)
+    api_model = deployment.escalation
+    assert isinstance(api_model, escalation.Escalation)
+
+    def lines() -> list[dict[str, Any]]:
+        (path,) = (deployment.registry_dir / "spend").glob("*.jsonl")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    async def scenario() -> None:
+        calls = [asyncio.create_task(api_model.query(deployment.task.prepare(f"text {index}"))) for index in range(8)]
+        async with asyncio.timeout(300):
+            while len(provider.requests) < 8:
+                await asyncio.sleep(0.02)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            provider.hang_after = None
+            while len(lines()) < 16:
+                await asyncio.sleep(0.05)
+        await api_model.close()
+
+    run(scenario)
+    reserved = {line["attempt"]: line["usd"] for line in lines() if "usd" in line}
+    in_full = [line["spent_usd"] == reserved[line["attempt"]] for line in lines() if "spent_usd" in line]
+    assert len(reserved) == len(in_full) == 8 and in_full.count(True) == 5, "three continued, and five were cancelled"
+
+
 def test_without_a_budget_nothing_that_costs_is_asked(tmp_path: Path, address: str, provider: Provider) -> None:
     deployment = hybrid(tmp_path, address, extra=PRICED)
 

@@ -14,6 +14,7 @@ from data_prep.rows.row_filter import RowFilter
 from deploy.answers.outcome import Deployment
 from deploy.gateway.paths import feedback
 from deploy.monitoring import traffic_record
+from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.load import load
@@ -113,11 +114,19 @@ def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -
     assert len(read_recorded(deployment)) == 1
 
 
-def test_chats_are_recorded_too_whether_or_not_they_would_pass_unread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_chats_are_recorded_too_whether_or_not_they_would_be_forwarded_unread(tmp_path: Path, stream: bool) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORD_ALL), Routing())
-    chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says lost"}]}
-    (payload,) = send_bodies(deployment, chat, path="/v1/chat/completions")
-    assert payload["choices"][0]["message"]["content"] == "lost"
+    chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says lost"}], "stream": stream}
+
+    async def scenario() -> None:
+        monitor = Monitor(tmp_path / "registry")
+        async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
+            response = await client.post("/v1/chat/completions", json=chat)
+            assert response.status == 200 and "lost" in await response.text()
+            await monitor.close()
+
+    run(scenario)
     assert [(line["message"], line["queue"]) for line in read_recorded(deployment)] == [("says lost", "lost")]
 
 

@@ -101,6 +101,7 @@ def test_a_client_that_knows_nothing_of_prompts_gets_what_the_tasks_own_prompt_g
     assert expected in deployed_gateway.labels
     completion = client.chat.completions.create(**request, **private)
     assert completion.choices[0].message.content == expected
+    assert completion.model_extra is not None and completion.model_extra["insource"]["reason"] == "private"
     parts = client.chat.completions.create(**request, **private, stream=True)
     assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
     anthropic_client = anthropic.Anthropic(base_url=deployed_gateway.address, api_key=KEY, max_retries=0)
@@ -184,6 +185,10 @@ def test_decisions_have_the_probability_of_every_label_as_constrained_steps_give
     probabilities = {str(entry.value): entry.probability for entry in decision.probabilities}
     assert list(probabilities) == deployed_gateway.labels and sum(probabilities.values()) == pytest.approx(1, abs=1e-9)
     assert decision.choice == max(probabilities, key=probabilities.__getitem__)
+    criteria = dict.fromkeys(deployed_gateway.labels)
+    body = {"model": "small", "state": text, "questions": {"q": {"type": "choice", "criteria": criteria}}}
+    other: Any = deployed_gateway.openai().post("/systemone", cast_to=object, body=body)
+    assert other["answers"]["q"]["probabilities"] == pytest.approx(probabilities, abs=1e-6)
     module, spec = load_task_spec(deployed_gateway.prompt["task"])
     ids, tree = label_tree.TaskTokens(deployed_gateway.adapter, module, spec).encode(text)
 

@@ -36,6 +36,12 @@ class ChatRequest:
     stream: bool
     with_usage: bool
     """True if a stream in OpenAI's format ends with the number of tokens."""
+    with_log_probabilities: bool
+
+    @property
+    def needs_engine_response(self) -> bool:
+        """True if only vLLM's own response has what the client wants: an answer token by token."""
+        return self.stream or self.with_log_probabilities
 
 
 def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatRequest | None:
@@ -55,7 +61,8 @@ def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatReques
     _check_parameters(body, task)
     options = body.get("stream_options") or {}
     with_usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
-    return ChatRequest(text, private or parse_private(body.get("private")), bool(body.get("stream")), with_usage)
+    is_private = private or parse_private(body.get("private"))
+    return ChatRequest(text, is_private, bool(body.get("stream")), with_usage, bool(body.get("logprobs")))
 
 
 def contains_prompt(messages: Messages, task: Task) -> bool:

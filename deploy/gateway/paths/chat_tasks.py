@@ -1,8 +1,8 @@
 """Chats that contain an input of a task.
 
-The task's own request is sent to vLLM if the input must be answered locally and the API format supports the task's
-constraint. Its answer is forwarded event by event. Otherwise the input is answered as by /v1/tasks, in the client's API
-format.
+The input is answered as by /v1/tasks, in the client's API format. Only a stream, or an answer with log-probabilities,
+is forwarded from vLLM as it is, if the input must be answered locally and the API format supports the task's
+constraint.
 """
 
 from collections import Counter
@@ -44,9 +44,10 @@ async def answer_chat(
     if chat is None:
         return None
     prepared = await router.prepare_input(deployment, chat.text, chat.private, monitor)
-    if prepared.local_reason and not prepared.recorded and _supports_constraint(task, request.path):
-        outcome_counts[f"{LOCAL}/{prepared.local_reason}"] += 1
-        monitor.record_forwarded(task, prepared.local_reason)
+    local_reason = None if prepared.recorded else prepared.local_reason
+    if local_reason and chat.needs_engine_response and _supports_constraint(task, request.path):
+        outcome_counts[f"{LOCAL}/{local_reason}"] += 1
+        monitor.record_forwarded(task, local_reason)
         forwarded_body = chat_request.build_forwarded_body(body, task, prepared, request.path, limits.answer_tokens)
         return await forwarding.forward(
             engine.session, request, msgspec.json.encode(forwarded_body), names, engine.on_data

@@ -31,7 +31,9 @@ def parse_fields(body: bytes) -> Fields:
     """Return the top level of a JSON object, with values as bytes. Raise ValueError if it is not an object."""
     try:
         return _FIELDS_DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from deploy.answers.outcome import VERSION_HEADER, Deployment
 from deploy.answers.task import Task
-from deploy.gateway.paths import chat_request, decisions, feedback, openapi_schemas, tasks_path
+from deploy.gateway.paths import chat_request, decisions, feedback, openapi_schemas, systemone, tasks_path
 from deploy.gateway.paths.openapi_schemas import TEXT, Schema, describe_object
 from insource.config.schema.serving_and_cost import Limits
 
@@ -90,7 +90,7 @@ def _describe_chat(summary: str, request: Schema, response: Schema) -> dict[str,
 
 
 def _describe_own_paths(tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return the paths of tasks, decisions and feedback."""
+    """Return the paths of tasks, decisions, System One and feedback."""
     classifications = [task for task in tasks if task.recipe.task.task_name == "classification"]
     paths = {
         f"{tasks_path.PREFIX}{quote(task.name)}": _describe_post(
@@ -105,6 +105,12 @@ def _describe_own_paths(tasks: Sequence[Task]) -> dict[str, Any]:
         "Return the probability of labels",
         openapi_schemas.describe_decision_request(classifications),
         openapi_schemas.describe_decision_response(),
+        (*_BODY_STATUSES, 404, 502),
+    )
+    paths[systemone.PATH] = _describe_post(
+        "Return the probability of labels, in the format of System One",
+        openapi_schemas.describe_systemone_request(classifications),
+        openapi_schemas.describe_systemone_response(),
         (*_BODY_STATUSES, 404, 502),
     )
     paths[feedback.PATH] = _describe_post(

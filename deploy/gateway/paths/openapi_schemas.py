@@ -9,6 +9,7 @@ from typing import Any
 
 from deploy.answers.task import Task
 from deploy.gateway.paths import decisions, feedback, tasks_path
+from deploy.gateway.paths.label_questions import CHOICES_RANGE, MAX_QUESTIONS
 from insource.config.schema.serving_and_cost import Limits
 
 Schema = dict[str, Any]
@@ -173,18 +174,24 @@ def describe_task_response(task: Task) -> Schema:
 
 def describe_decision_request(tasks: Sequence[Task]) -> Schema:
     """Return the schema of a request to /v1/decisions: one alternative for each classification task."""
-    alternatives = [_describe_task_decision(task) for task in tasks]
-    return (
-        {"oneOf": alternatives}
-        if alternatives
-        else describe_object({key: {} for key in ("model", "input", "questions")})
-    )
+    return _describe_alternatives([_describe_task_decision(task) for task in tasks], "input")
+
+
+def describe_systemone_request(tasks: Sequence[Task]) -> Schema:
+    """Return the schema of a request to /v1/systemone: one alternative for each classification task."""
+    return _describe_alternatives([_describe_task_systemone(task) for task in tasks], "state")
+
+
+def _describe_alternatives(alternatives: Sequence[Schema], input_key: str) -> Schema:
+    """Return the schema of a request about labels; without a task it names only the keys."""
+    keys = ("model", input_key, "questions")
+    return {"oneOf": list(alternatives)} if alternatives else describe_object({key: {} for key in keys})
 
 
 def _describe_task_decision(task: Task) -> Schema:
     labels = list(task.labels or ())
     value = describe_object({"value": {"enum": labels}})
-    minimum, maximum = decisions.CHOICES_RANGE
+    minimum, maximum = CHOICES_RANGE
     name: Schema = {"type": ["string", "null"]}
     choices = {"type": "array", "items": value, "minItems": minimum, "maxItems": maximum, "uniqueItems": True}
     choice = {"type": {"const": "choice"}, "name": name, "instructions": TEXT, "choices": choices}
@@ -192,7 +199,7 @@ def _describe_task_decision(task: Task) -> Schema:
     questions = {
         "type": "array",
         "minItems": 1,
-        "maxItems": decisions.MAX_QUESTIONS,
+        "maxItems": MAX_QUESTIONS,
         "items": {
             "anyOf": [
                 describe_object(choice, ["type", "choices"]),
@@ -202,8 +209,44 @@ def _describe_task_decision(task: Task) -> Schema:
     }
     model = {"const": task.name}
     properties: dict[str, Schema] = {key: {} for key in decisions.KEYS}
-    properties |= {"model": model, "input": describe_input(task), "questions": questions}
+    properties |= {"model": model, "input": describe_input(task), "questions": questions, "private": PRIVATE}
     return describe_object(properties, ["model", "input", "questions"], closed=True)
+
+
+def _describe_task_systemone(task: Task) -> Schema:
+    labels = list(task.labels or ())
+    minimum, maximum = CHOICES_RANGE
+    criteria = {
+        "type": "object",
+        "properties": {label: {} for label in labels},
+        "additionalProperties": False,
+        "minProperties": minimum,
+        "maxProperties": maximum,
+    }
+    choice = describe_object({"type": {"const": "choice"}, "criteria": criteria})
+    noul = describe_object({"type": {"const": "noul"}, "instructions": {"enum": labels}})
+    questions = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": MAX_QUESTIONS,
+        "additionalProperties": {"anyOf": [choice, noul]},
+    }
+    properties = {"model": {"const": task.name}, "state": describe_input(task), "questions": questions}
+    return describe_object(properties | {"private": PRIVATE}, list(properties), closed=True)
+
+
+def describe_systemone_response() -> Schema:
+    """Return the schema of a response of /v1/systemone."""
+    probabilities = {"type": "object", "additionalProperties": PROBABILITY}
+    choice = {"type": {"const": "choice"}, "choice": TEXT, "confidence": PROBABILITY, "probabilities": probabilities}
+    noul = {"type": {"const": "noul"}, "noul": PROBABILITY}
+    answers = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"oneOf": [describe_object(choice), describe_object(noul)]},
+    }
+    usage = describe_object({"input_tokens": TOKENS, "output_tokens": TOKENS})
+    return describe_object({"model": TEXT, "answers": answers, "usage": usage})
 
 
 def describe_decision_response() -> Schema:

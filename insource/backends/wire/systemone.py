@@ -6,8 +6,9 @@ response  {"model": "jev-1.14.0", "answers": {"label": {"type": "choice", "choic
            "probabilities": {"delivery_delay": 0.97, ...}, "confidence": 0.93}}, "usage": {"input_tokens": 61, ...}}
 
 Checked on 2026-11-29 against the published references of those who serve it (Abacus RouteLLM, Ollama 0.35, Fireworks,
-Bespoke Nimble, Databricks) and two client libraries; never against TypeSafe itself. No error is documented. The request
-goes through the openai SDK's client, for its transport, its key header and its exceptions.
+Bespoke Nimble, Databricks) and two client libraries, on 2026-12-01 against the models of TypeSafe's SDK (typesafe-sdk
+0.7.5, generated from its server's OpenAPI description); never against TypeSafe itself. The request goes through the
+openai SDK's client, for its transport, its key header and its exceptions.
 """
 
 from typing import TYPE_CHECKING, Any
