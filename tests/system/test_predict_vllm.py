@@ -56,6 +56,7 @@ def test_what_vllm_answers_is_what_the_comparison_had_of_the_same_rows(runs: Pat
     assert repeated.returncode == 0 and "unchanged" in repeated.stderr and "starting" not in repeated.stderr
 
 
+@pytest.mark.nightly
 def test_hundreds_of_rows_in_their_order_by_the_adapter(runs: Path, small_recipe: Path) -> None:
     texts = [ticket.message for ticket in generate_tickets(300, seed=11)]
     path = write_csv(runs.parent / "more.csv", [{"number": index, "message": text} for index, text in enumerate(texts)])
