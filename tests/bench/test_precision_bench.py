@@ -10,6 +10,7 @@ from bench.precision_scores import ScoreCase, ScoredRow
 from tests.conftest import Command
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_small_run_trains_the_same_rows_in_both_precisions(python: Command, tmp_path: Path) -> None:
     path = tmp_path / "precision.json"

@@ -55,17 +55,25 @@ def address(engine: StandInEngine) -> Iterator[str]:
 
 @pytest.fixture
 def rows(prediction_run: PredictionRun) -> Path:
-    return write_csv(
-        prediction_run.folder / "in.csv", [{"number": index, "message": text} for index, text in enumerate(TEXTS)]
-    )
+    return write_rows(prediction_run.folder)
 
 
-def whole(prediction_run: PredictionRun, rows: Path, address: str, output: str) -> bytes:
-    """What a prediction writes that nobody kills."""
-    process = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, f"whole-{output}", address))
-    log_text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, log_text
-    return prediction_run.output_path(f"whole-{output}").read_bytes()
+def write_rows(folder: Path) -> Path:
+    return write_csv(folder / "in.csv", [{"number": index, "message": text} for index, text in enumerate(TEXTS)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed_outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The output of a prediction that nobody kills, by name."""
+    undisturbed = make_run(tmp_path_factory.mktemp("undisturbed"))
+    rows, outputs = write_rows(undisturbed.folder), {}
+    with serve_engine(StandInEngine(answer_by_hash)) as address:
+        for output in ("out.csv", "out.parquet"):
+            process = undisturbed.start(SEGMENT, "", undisturbed.argv(rows, output, address))
+            log_text, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, log_text
+            outputs[output] = undisturbed.output_path(output).read_bytes()
+    return outputs
 
 
 def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args: list[str], n_answers: int) -> None:
@@ -81,10 +89,22 @@ def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args:
     engine.hang_after = None
 
 
-@pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
-@pytest.mark.parametrize("n_answers", [7, 100, 229])
+@pytest.mark.parametrize(
+    ("n_answers", "output"),
+    [
+        *((n_answers, "out.csv") for n_answers in (7, 100, 229)),
+        (100, "out.parquet"),
+        *(pytest.param(n_answers, "out.parquet", marks=pytest.mark.nightly) for n_answers in (7, 229)),
+    ],
+)
 def test_killed_while_it_asks_it_goes_on_without_asking_again(
-    prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path, n_answers: int, output: str
+    prediction_run: PredictionRun,
+    engine: StandInEngine,
+    address: str,
+    rows: Path,
+    undisturbed_outputs: dict[str, bytes],
+    n_answers: int,
+    output: str,
 ) -> None:
     args = prediction_run.argv(rows, output, address)
     killed_when_held(prediction_run, engine, args, n_answers)
@@ -96,7 +116,7 @@ def test_killed_while_it_asks_it_goes_on_without_asking_again(
     if full_segments := n_answers // SEGMENT:
         (resumed,) = re.findall(r"resumed   (\d+) of 230 rows", log_text) or ["0"]
         assert int(resumed) <= full_segments * SEGMENT and int(resumed) % SEGMENT == 0
-    assert prediction_run.output_path(output).read_bytes() == whole(prediction_run, rows, address, output)
+    assert prediction_run.output_path(output).read_bytes() == undisturbed_outputs[output]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +129,12 @@ def test_killed_while_it_asks_it_goes_on_without_asking_again(
     ],
 )
 def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
-    prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path, kill_point: str
+    prediction_run: PredictionRun,
+    engine: StandInEngine,
+    address: str,
+    rows: Path,
+    undisturbed_outputs: dict[str, bytes],
+    kill_point: str,
 ) -> None:
     args = prediction_run.argv(rows, "out.csv", address)
     process = prediction_run.start(SEGMENT, kill_point, args)
@@ -121,7 +146,7 @@ def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
     assert resumed.returncode == 0, log_text
     # What had arrived, and was not on disk yet, is asked again, and nothing else.
     assert engine.answer_counts.total() - n_answered == len(TEXTS) - n_on_disk
-    assert prediction_run.output_path("out.csv").read_bytes() == whole(prediction_run, rows, address, "out.csv")
+    assert prediction_run.output_path("out.csv").read_bytes() == undisturbed_outputs["out.csv"]
     assert [row["message"] for row in read_output(prediction_run.output_path("out.csv"))] == TEXTS
 
 

@@ -63,6 +63,11 @@ def test_a_head_is_trained_once_and_what_it_depends_on_trains_another(
     arguments.hardware = "cpu"
     # FRESH=1 of a comparison trains no head anew.
     monkeypatch.setenv("FRESH", "1")
+    other = argparse.Namespace(**{**vars(arguments), "set": [*arguments.set, "compare.head_learning_rate=1e-3"]})
+    classification_head.train_if_missing(other, run)
+    assert "head      training a classification head" in capfd.readouterr().err
+    other_record = head_folder.read_record(run)
+    assert other_record["learning_rate"] == 1e-3
     classification_head.train_if_missing(arguments, run)
     trained = capfd.readouterr().err
     assert "head      training a classification head" in trained and "about as long as its adapter took" in trained
@@ -89,11 +94,7 @@ def test_a_head_is_trained_once_and_what_it_depends_on_trains_another(
 
     classification_head.train_if_missing(arguments, run)
     assert f"head      unchanged: run {run.id} has it" in capfd.readouterr().err
-    other = argparse.Namespace(**{**vars(arguments), "set": [*arguments.set, "compare.head_learning_rate=1e-3"]})
-    classification_head.train_if_missing(other, run)
-    assert head_folder.read_record(run)["learning_rate"] == 1e-3
-    classification_head.train_if_missing(arguments, run)
-    assert head_folder.read_record(run)["digest"] == record["digest"]
+    assert head_folder.read_record(run)["digest"] == record["digest"] != other_record["digest"]
 
 
 def test_the_head_is_compared_on_the_test_rows_that_the_plan_opens(

@@ -23,7 +23,9 @@ def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow(minutes=4)
 def test_what_vllm_answers_is_what_the_comparison_had_of_the_same_rows(runs: Path, small_recipe: Path) -> None:
     run_folder = (runs / "small" / "latest").resolve()
-    settings = ["compare.base_shots=0", "compare.tuned_shots=0", "compare.forms=served"]
+    # The adapter and its base share a server.
+    settings = ["compare.base_shots=0", "compare.tuned_shots=0", "compare.forms=served", "compare.explore_rows=50"]
+    settings += ["serve.model=adapter"]
     completed = commands.run_command(runs, "compare", small_recipe, *settings)
     assert completed.returncode == 0, completed.stderr
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(run_folder / "predictions" / "tuned.jsonl")}
@@ -33,7 +35,7 @@ def test_what_vllm_answers_is_what_the_comparison_had_of_the_same_rows(runs: Pat
         write_csv(runs.parent / "test.csv", [*rows, {"id": "none", "message": " "}]),
         runs.parent / "out",
     )
-    args = ("--input", path, "--output")
+    args = ("serve.model=adapter", "--input", path, "--output")
     output_rows = predicted(
         runs, small_recipe, *args, output_folder / "test.parquet", "--probabilities", INPUT="", OUTPUT=""
     )
@@ -49,17 +51,18 @@ def test_what_vllm_answers_is_what_the_comparison_had_of_the_same_rows(runs: Pat
             assert row["confidence"] == pytest.approx(by_id[row["id"]]["confidence"], abs=0.02)
         assert list(row["probabilities"]) == labels and sum(row["probabilities"].values()) == pytest.approx(1)
     metadata = atomic_files.read_json(output_folder / "test.parquet.about.json")
-    assert metadata["answered_by"].startswith("vLLM with merged") and metadata["refused"] == {"unusable_input": 1}
+    assert metadata["answered_by"].startswith("vLLM with adapter") and metadata["refused"] == {"unusable_input": 1}
     repeated = commands.run_command(
         runs, "predict", small_recipe, *args, output_folder / "test.parquet", "--probabilities"
     )
     assert repeated.returncode == 0 and "unchanged" in repeated.stderr and "starting" not in repeated.stderr
 
 
-def test_hundreds_of_rows_in_their_order_by_the_adapter(runs: Path, small_recipe: Path) -> None:
+@pytest.mark.nightly
+def test_hundreds_of_rows_in_their_order_by_the_merged_model(runs: Path, small_recipe: Path) -> None:
     texts = [ticket.message for ticket in generate_tickets(300, seed=11)]
     path = write_csv(runs.parent / "more.csv", [{"number": index, "message": text} for index, text in enumerate(texts)])
-    args = ("--input", path, "--output", runs.parent / "more.jsonl", "serve.model=adapter")
+    args = ("--input", path, "--output", runs.parent / "more.jsonl", "serve.model=merged")
     output_rows = predicted(runs, small_recipe, *args)
     assert [clean(row["message"]) for row in output_rows] == [clean(text) for text in texts]
     assert [row["number"] for row in output_rows] == [str(index) for index in range(300)]

@@ -147,6 +147,7 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     assert checkpoints.find_latest_valid(run_in(runs) / "checkpoints") == checkpoints.CheckpointScan(None)
 
 
+@pytest.mark.nightly
 def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path, runs: Path) -> None:
     assert kills.kill_when(kills.start_training(recipe, runs), lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
     folder = run_in(runs) / "checkpoints"

@@ -33,14 +33,15 @@ def run_in(runs: Path) -> Run:
 
 
 @pytest.mark.slow(minutes=3)
-def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
+def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies_or_hangs(
     runs: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
     from anthropic import Anthropic
     from openai import OpenAI
 
     port, log = server_process.free_port(), tmp_path / "serve.log"
-    with commands.run_in_background(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
+    settings = ("serve.hang_seconds=15", f"serve.port={port}")
+    with commands.run_in_background(runs, log, "serve", small_recipe, *settings) as process:
         log_text = commands.wait_for(log, "stop      Ctrl-C", process)
         assert "100.0% of" in log_text and "prompts read as trained" in log_text
         prompt = atomic_files.read_json(run_in(runs).folder / "adapter" / "prompt.json")
@@ -75,37 +76,26 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
         assert second.returncode == 2 and f"cannot use 127.0.0.1:{port}" in second.stderr
         assert "is free: SET=serve.port=" in second.stderr
 
-        (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
-        os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGKILL)
+        os.kill(find_engine(process), signal.SIGKILL)
         log_text = commands.wait_for(log, "ready     again", process)
         assert "vllm      died" in log_text
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
             repeated = openai.chat.completions.create(model="small", messages=messages, extra_body=extra_body)
         assert repeated.choices[0].message.content == completion.choices[0].message.content
 
+        time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
+        body = {"model": "small", "prompt": "a", "max_tokens": 1}
+        assert status_of(port, body, "/v1/completions") == 200
+        os.kill(find_engine(process), signal.SIGSTOP)
+        hang_text = commands.wait_for(log, "ready     again", process, count=2).removeprefix(log_text)
+        assert "vllm      hangs: it has requests and has computed nothing for" in hang_text
+        assert "vllm      died" not in hang_text
+        assert status_of(port, body, "/v1/completions") == 200
+
         children = commands.child_pids(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert commands.running_pids(children) == []
-
-
-@pytest.mark.slow(minutes=3)
-def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
-    port, log = server_process.free_port(), tmp_path / "serve.log"
-    settings = ("serve.hang_seconds=10", f"serve.port={port}", "serve.model=merged")
-    with commands.run_in_background(runs, log, "serve", small_recipe, *settings) as process:
-        commands.wait_for(log, "stop      Ctrl-C", process)
-        (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
-        time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
-        body = {"model": "small", "prompt": "a", "max_tokens": 1}
-        assert status_of(port, body, "/v1/completions") == 200
-        os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
-        log_text = commands.wait_for(log, "ready     again", process)
-        assert (
-            "vllm      hangs: it has requests and has computed nothing for" in log_text
-            and "vllm      died" not in log_text
-        )
-        assert status_of(port, body, "/v1/completions") == 200
 
 
 def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
@@ -182,6 +172,12 @@ def status_of(port: int, body: Any, path: str = "/v1/chat/completions", **header
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def find_engine(process: subprocess.Popen[bytes]) -> int:
+    """Return the id of the process of vLLM that computes."""
+    (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
+    return next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid))
 
 
 def command_of(pid: int) -> str:

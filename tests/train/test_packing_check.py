@@ -1,5 +1,6 @@
 """The self-check of packing: models that follow the mask pass, and one that does not is trained row by row."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,16 +202,17 @@ def train(folder: Path, small_recipe: Path) -> tuple[str, StageRecord, runs.Run]
 
 
 @pytest.mark.slow(minutes=1)
-def test_the_adapter_has_the_same_bytes_with_and_without_the_check(small_recipe: Path, tmp_path: Path) -> None:
-    checked, _, first = train(tmp_path / "checked", small_recipe)
-    records = tmp_path / "checked" / packing_check.CHECKS_FOLDER
-    (tmp_path / "unchecked").mkdir()
-    records.rename(tmp_path / "unchecked" / packing_check.CHECKS_FOLDER)
-    unchecked, _, second = train(tmp_path / "unchecked", small_recipe)
-    assert "packing   checked on this base" in checked and "packing   checked" not in unchecked
+def test_the_adapter_has_the_same_bytes_with_and_without_the_check(
+    small_recipe: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The other training is the one that tests of serving share: its base had not been checked before."""
+    checked = commands.copy_exported_runs(tmp_path_factory, small_recipe, "checked")
+    assert list((checked / packing_check.CHECKS_FOLDER).iterdir())
+    shutil.copytree(checked / packing_check.CHECKS_FOLDER, tmp_path / "unchecked" / packing_check.CHECKS_FOLDER)
+    stderr, _, unchecked = train(tmp_path / "unchecked", small_recipe)
+    assert "packing   checked" not in stderr
     path = "adapter/adapter_model.safetensors"
-    hashes = [atomic_files.sha256(run.folder / path) for run in (first, second)]
-    assert hashes[0] == hashes[1]
+    assert atomic_files.sha256(unchecked.folder / path) == atomic_files.sha256(checked / "small" / "latest" / path)
 
 
 @pytest.mark.slow(minutes=1)

@@ -133,6 +133,8 @@ def test_half_precision_is_for_gpus() -> None:
 
 
 BFLOAT16 = ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
+# With instructions for bfloat16 tests/system/test_resume.py trains in it, and kills that training.
+IS_DEFAULT = [pytest.mark.nightly] if hardware.cpu_has_bfloat16() else []
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "checkpoints", [("checkpoint-4",), pytest.param(("checkpoint-4", "checkpoint-8"), marks=pytest.mark.nightly)]
+    "checkpoints",
+    [
+        pytest.param(("checkpoint-4",), marks=IS_DEFAULT),
+        pytest.param(("checkpoint-4", "checkpoint-8"), marks=pytest.mark.nightly),
+    ],
 )
 def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(
     checkpoints: tuple[str, ...], uninterrupted: Path, tmp_path: Path
