@@ -131,8 +131,9 @@ def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
                     await monitor.mirror.wait_idle()
                     continue
                 for text in inputs:
-                    body = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}]}
-                    assert (await client.post("/v1/chat/completions", json=body)).status == 200
+                    body = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], "stream": True}
+                    response = await client.post("/v1/chat/completions", json=body)
+                    assert response.status == 200 and await response.read()
             await monitor.close()
 
     run(scenario)
