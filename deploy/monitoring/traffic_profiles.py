@@ -65,9 +65,9 @@ class TrafficProfile:
         """Reason why `profile` does not represent the traffic, None if it does."""
         if (fraction := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
-                f"{fraction:.1%} of the inputs stay here and their answers are not looked at (streamed chats, "
-                "forwarded from vLLM; all of them with route.mirror): the others are not like the calibration rows, "
-                "which have all kinds"
+                f"{fraction:.1%} of the inputs stay here and their answers are not looked at (chats with a stream "
+                "or logprobs, forwarded from vLLM; all of them with route.mirror): the others are not like the "
+                "calibration rows, which have all kinds"
             )
         if self.profile.rows < MIN_ANSWERS:
             return f"only {self.profile.rows:,} answers were seen, and {MIN_ANSWERS} are needed"

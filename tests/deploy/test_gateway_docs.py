@@ -37,10 +37,9 @@ const UrlFetchApp = {fetch: (url, options) => {
 def blocks(page: str, language: str) -> list[str]:
     """Return the code blocks of a page with this language, with the names of the served task."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     for name, replacement in NAMES.items():
-        found = [block.replace(name, replacement) for block in found]
-    return found
+        text = text.replace(name, replacement)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 CURL_COMMANDS = [
