@@ -40,6 +40,7 @@ def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path,
     with commands.run_in_background(runs, log, *args) as process:
         log_text = commands.wait_for(log, "ready     http", process)
         assert "100.0% of" in log_text and "prompts read as trained" in log_text
+        assert "Error parsing config" not in (adapter.parent / "serve.log").read_text(encoding="utf-8")
         request_body: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}
         assert posted(port, "/tokenize", request_body)["tokens"] == prompt["prompt_ids"]
         for thinking in (True, False):

@@ -17,6 +17,7 @@ ADAPTER_FILES = {
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "config.json",
     "chat_template.jinja",
     "prompt.json",
     "SHA256SUMS",

@@ -2,6 +2,7 @@
 
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
 tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
+config.json        the base's; vLLM reads it before it loads a tokenizer, and waits two seconds in each process without it
 prompt.json        the task, as prompts need it, and the hash of the template that rendered them
 README.md          the model card, with the validation score
 SHA256SUMS         the hashes of all other files
@@ -10,6 +11,7 @@ reference.jsonl is outside of the folder, in the run: the answers that a server 
 (evaluate/reference_answers.py). It contains rows of the data. The folder, which people share, contains only its hash.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +45,8 @@ from train.model import lora_init
 from train.prompt_examples import WITHOUT_EXAMPLES
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 INPUT_PLACEHOLDER = "{input}"
 
@@ -51,7 +54,7 @@ INPUT_PLACEHOLDER = "{input}"
 def write_adapter_folder(
     run: Run,
     recipe: Recipe,
-    model: "PreTrainedModel",
+    model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptSpec,
     scores: Mapping[str, object],
@@ -74,6 +77,7 @@ def write_adapter_folder(
         _save_weights(model, recipe, folder, state)
         tokenizer.save_pretrained(folder)
         build_generation_config(tokenizer).save_pretrained(folder)
+        _save_base_config(model, folder)
         atomic_files.write_json(folder / PROMPT_FILE, prompt.with_references(references).to_json())
         atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, references))
         # Pickles are not deployed: loading one can run code.
@@ -95,7 +99,7 @@ def build_generation_config(tokenizer: "PreTrainedTokenizerBase") -> "Generation
     )
 
 
-def _save_weights(model: "PreTrainedModel", recipe: Recipe, folder: Path, state: dict[str, object] | None) -> None:
+def _save_weights(model: "PeftModel", recipe: Recipe, folder: Path, state: dict[str, object] | None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, for the published base."""
     from safetensors.torch import save_file
 
@@ -105,6 +109,14 @@ def _save_weights(model: "PreTrainedModel", recipe: Recipe, folder: Path, state:
         return
     tensors, config = lora_init.to_standard_lora(model, state)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+def _save_base_config(model: "PeftModel", folder: Path) -> None:
+    """Write config.json of the base as published, without the quantization of the training."""
+    config = copy.deepcopy(model.get_base_model().config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     config.save_pretrained(folder)
 
 
