@@ -3,6 +3,7 @@
 terminal    answered  ━━━━━━━━━━━╸━━━━━  1200/1840  merged, 31 requests/s  0:00:38 eta 0:00:20
 log file    answered  92/1,840    3 s so far, about 57 s left
             answered  920/1,840  merged, 31 requests/s  30 s so far, about 29 s left
+            untuned   0/66  64 rows at token 12 of at most 336  61 s so far
 """
 
 import sys
@@ -18,7 +19,8 @@ ProgressUpdate = Callable[..., None]
 """The type of `advance(completed, note="")`."""
 
 # Lines in a log file: an estimate after MIN_UNITS_FOR_ETA units or MIN_SECONDS_FOR_ETA seconds, unless less than
-# MIN_SECONDS_LEFT remain; then one a quarter, and one after KEEPALIVE_SECONDS of silence.
+# MIN_SECONDS_LEFT remain; then one a quarter, and one after KEEPALIVE_SECONDS of silence. If no unit is complete after
+# MIN_SECONDS_FOR_ETA seconds, a line without an estimate.
 MIN_UNITS_FOR_ETA = 5
 MIN_SECONDS_FOR_ETA = 60
 MIN_SECONDS_LEFT = 20
@@ -71,25 +73,29 @@ class _LogProgress:
     """Progress in a log file. Nested work prints no quarters, because its result is printed anyway."""
 
     def __init__(self, label: str, total: int, done: int, nested: bool) -> None:
-        self.label, self.total, self.nested = label, max(1, total), nested
+        self.label, self.total, self.done, self.nested = label, max(1, total), done, nested
         self.quarter = 4 * done // self.total
         self.started_at = self.last_logged_at = time.monotonic()
         self.first_update: tuple[int, float] | None = None
-        self.estimated = False
+        self.estimated = self.logged = False
 
     def advance(self, completed: int, note: str = "") -> None:
         """Record progress, and print a line if one is due."""
         now = time.monotonic()
         # The first unit includes warm-up and is not measured.
-        self.first_update = self.first_update or (completed, now)
-        units, seconds = completed - self.first_update[0], now - self.first_update[1]
+        if self.first_update is None and completed > self.done:
+            self.first_update = (completed, now)
+        first_completed, first_at = self.first_update or (completed, now)
+        units, seconds = completed - first_completed, now - first_at
         remaining_seconds = seconds / units * (self.total - completed) if units else None
         quarter = 4 * completed // self.total
         if self._is_due(quarter, units + 1, now, remaining_seconds):
-            self.quarter, self.last_logged_at = quarter, now
+            self.quarter, self.last_logged_at, self.logged = quarter, now, True
             parts = [f"{self.label:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.started_at)]
+            if completed < self.total:
+                parts[-1] += " so far"
             if remaining_seconds is not None and completed < self.total:
-                parts[-1] += f" so far, about {format_duration(remaining_seconds)} left"
+                parts[-1] += f", about {format_duration(remaining_seconds)} left"
                 self.estimated = True
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
@@ -102,7 +108,8 @@ class _LogProgress:
             and remaining_seconds >= MIN_SECONDS_LEFT
         )
         is_keepalive = now - self.last_logged_at >= KEEPALIVE_SECONDS
-        return is_first_estimate or is_keepalive or (quarter > self.quarter and not self.nested)
+        is_first_sign = not self.logged and not self.nested and now - self.started_at >= MIN_SECONDS_FOR_ETA
+        return is_first_estimate or is_first_sign or is_keepalive or (quarter > self.quarter and not self.nested)
 
 
 def format_duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ def test_decoding_halves_its_batches_and_answers_the_same(text: str, tokenizer: 
             tokenizer,
             prompt_ids,
             classification.grammar(SPEC),
-            on_batch=progress.append,
+            on_progress=lambda rows, note: progress.append(rows),
             on_fallback=messages.append,
         )
     assert [answer.token_ids for answer in actual] == [answer.token_ids for answer in expected]

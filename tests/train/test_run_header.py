@@ -152,6 +152,20 @@ def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
     assert re.fullmatch(r"training  5/1,000  \d+ s so far, about \d+ s left", line)
 
 
+def test_a_log_file_has_a_line_before_the_first_batch_is_complete(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_bar, "MIN_SECONDS_FOR_ETA", 0)
+    with show_progress("untuned", 66) as advance:
+        for token in range(1, 4):
+            advance(0, f"64 rows at token {token} of at most 336")
+        advance(64)
+        advance(66)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "untuned   0/66  64 rows at token 1 of at most 336  0 s so far"
+    assert lines[1:] == ["untuned   64/66  0 s so far", "untuned   66/66  0 s"]
+
+
 def test_durations_are_told_as_one_says_them() -> None:
     durations = [format_duration(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
     assert durations == ["0 s", "48 s", "119 s", "12 min", "3 h 20 min", "2 d 4 h"]

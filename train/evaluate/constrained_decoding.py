@@ -57,12 +57,13 @@ def decode_answers(
     *,
     batch_rows: int = decoding_memory.MAX_BATCH_ROWS,
     max_new_tokens: int = 64,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[int, str], None] = lambda rows, note: None,
     on_fallback: Callable[[str], None] = lambda message: None,
 ) -> list[DecodedAnswer]:
     """Return one answer for each prompt (token ids), in the order of the prompts.
 
-    `grammar` is EBNF, None for free text. `on_batch` gets the number of finished rows after each batch. `on_fallback`
+    `grammar` is EBNF, None for free text. `on_progress` gets the number of rows in finished batches, after each
+    pass of the model also a note on the batch. `on_fallback`
     gets a message if the model cannot share prefixes, or if memory does not suffice for `batch_rows` rows. On a GPU a
     batch has as many rows as fit into free memory; after an out-of-memory error it has half as many.
 
@@ -91,7 +92,8 @@ def decode_answers(
                     )
                     for index, prompt_index in enumerate(batch)
                 ]
-                if oom_message := _try_decode(group, states, constraint, tokenizer):
+                report_pass = partial(_report_pass, states, partial(on_progress, len(answers)))
+                if oom_message := _try_decode(group, states, constraint, tokenizer, report_pass):
                     batch_rows = _halve_batch(len(batch), oom_message, on_fallback)
                     continue
                 answers |= {
@@ -99,7 +101,7 @@ def decode_answers(
                     for prompt_index, state in zip(batch, states, strict=True)
                 }
                 pending = pending[len(batch) :]
-                on_batch(len(answers))
+                on_progress(len(answers), "")
     model.train(was_training)
     return [answers[index] for index in range(len(prompts))]
 
@@ -140,12 +142,24 @@ def _fit_batch(
     )
 
 
+def _report_pass(states: Sequence[RowState], report: Callable[[str], None]) -> None:
+    """Report how many rows of a batch are not finished, and the length of their answers."""
+    if active := [state for state in states if not state.done]:
+        tokens = max(len(state.token_ids) for state in active)
+        rows = "1 row" if len(active) == 1 else f"{len(active)} rows"
+        report(f"{rows} at token {tokens} of at most {active[0].max_tokens}")
+
+
 def _try_decode(
-    group: _PrefixGroup, states: Sequence[RowState], constraint: object, tokenizer: "PreTrainedTokenizerBase"
+    group: _PrefixGroup,
+    states: Sequence[RowState],
+    constraint: object,
+    tokenizer: "PreTrainedTokenizerBase",
+    on_pass: Callable[[], None],
 ) -> str | None:
     """Decode a batch. Return the error message if memory does not suffice, else None."""
     try:
-        greedy.decode_batch(group.make_cache(len(states)), states, constraint, tokenizer)
+        greedy.decode_batch(group.make_cache(len(states)), states, constraint, tokenizer, on_pass)
     except RuntimeError as error:
         if not out_of_memory.is_out_of_memory(error):
             raise

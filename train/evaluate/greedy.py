@@ -8,7 +8,7 @@ If the constraint allows few tokens, only their logits are computed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,16 @@ class _PassInput:
 
 
 def decode_batch(
-    cache: RowCache, states: Sequence[RowState], constraint: object, tokenizer: "PreTrainedTokenizerBase"
+    cache: RowCache,
+    states: Sequence[RowState],
+    constraint: object,
+    tokenizer: "PreTrainedTokenizerBase",
+    on_pass: Callable[[], None] = lambda: None,
 ) -> None:
-    """Decode every row to its end, under a compiled constraint or None. The cache must be empty."""
+    """Decode every row to its end, under a compiled constraint or None. The cache must be empty.
+
+    `on_pass` is called after each pass of the model.
+    """
     import xgrammar
 
     if constraint is not None:
@@ -91,6 +98,7 @@ def decode_batch(
         if pass_inputs:
             cache.keep([pass_input.state.row for pass_input in pass_inputs])
             _run_pass(cache, pass_inputs, constraint)
+            on_pass()
         active = [pass_input.state for pass_input in pass_inputs if not pass_input.state.done]
 
 

@@ -59,7 +59,7 @@ class GenerationEvaluator:
                 prompts,
                 self.task.grammar(self.spec),
                 max_new_tokens=self.max_answer_tokens,
-                on_batch=advance,
+                on_progress=advance,
                 on_fallback=self.on_fallback,
             )
         return world.gather_in_order(answers, len(self.prompts))

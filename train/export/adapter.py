@@ -2,7 +2,7 @@
 
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
 tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
-config.json        the base's; vLLM reads it before it loads a tokenizer, and waits two seconds in each process without it
+config.json        the base's; without it vLLM waits two seconds in each process before it loads the tokenizer
 prompt.json        the task, as prompts need it, and the hash of the template that rendered them
 README.md          the model card, with the validation score
 SHA256SUMS         the hashes of all other files
