@@ -7,7 +7,7 @@ greedy.py chooses the tokens.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from insource.config.errors import StageError
@@ -108,10 +108,18 @@ def decode_answers(
 
 def compile_grammar(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int, grammar: str) -> object:
     """Return an output constraint (EBNF), compiled by xgrammar. It ends with the tokenizer's EOS."""
+    return _compile_grammar(tokenizer, vocabulary_size, tokenizer.eos_token_id, grammar)
+
+
+# A grammar of long texts compiles for seconds, and every validation of a training needs it.
+@lru_cache(maxsize=4)
+def _compile_grammar(
+    tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int, stop_token_id: int, grammar: str
+) -> object:
     import xgrammar
 
     tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
-        tokenizer, vocab_size=vocabulary_size, stop_token_ids=[tokenizer.eos_token_id]
+        tokenizer, vocab_size=vocabulary_size, stop_token_ids=[stop_token_id]
     )
     return xgrammar.GrammarCompiler(tokenizer_info).compile_grammar(grammar)
 

@@ -1,13 +1,15 @@
 """Output constraint of a record: a grammar (EBNF for xgrammar and vLLM) of canonical answers.
 
 field       {"type": ["string", "null"], "maxLength": 20}
-rules       number ::= "\\"" char{1,20} "\\"" | "null"
+rules       root_0 ::= text_20 | "null"
+            text_20 ::= Regex("\\"(...){1,20}\\"")
 
 With `absent: omit` a nullable field is left out instead of null. The fields after it then need two rules: one if no
 field precedes them in their object (first), one if a field does (more).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from insource.config.schema.json_schema_subset import is_nullable
 from insource.tasks.records.json_fields import FieldSchema, canonical_json, field_type
@@ -15,8 +17,15 @@ from insource.tasks.records.json_fields import FieldSchema, canonical_json, fiel
 # xgrammar's JSON Schema converter (0.2) is not used. For a string with maxLength it has no escapes, so a value with a
 # quote or a line break is impossible. It allows raw control characters, which are invalid JSON, and unbounded numbers.
 # Here each character has one spelling, that of json.dumps.
-GRAMMAR_RULES = {
-    "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\bfnrt] | "u00" [01] [0-9a-f])',
+# Classes of characters with one, two, three (before and after the surrogates) and four bytes in UTF-8: in a class with
+# characters of different lengths xgrammar 0.2.8 allows bytes that are not UTF-8.
+UNESCAPED = r"[ !#-\[\]-\u007F]|[\u0080-\u07FF]|[\u0800-\uD7FF]|[\uE000-\uFFFF]|[\U00010000-\U0010FFFF]"
+CHARACTER_REGEX = rf'({UNESCAPED}|\\(["\\bfnrt]|u00[01][0-9a-f]))'
+# xgrammar computes the tokens allowed in each state of a regular expression when it compiles it. A repeated rule has no
+# such states: xgrammar 0.2.8 then checks most of 49,152 tokens at each step of a text, which takes up to a second.
+# A regular expression can repeat 128 times at most.
+MAX_REPEAT = 128
+NUMBER_RULES = {
     "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
     "number": 'integer fraction? | "-"? [1-9] fraction? "e" [+-] [0-9]{2}',
     "fraction": '"." [0-9]{1,20}',
@@ -27,7 +36,9 @@ GRAMMAR_RULES = {
 def record_grammar(fields: Mapping[str, FieldSchema], absent: str) -> str:
     """Return the grammar of a record. `absent` is the form of a missing field: null, or omit to leave it out."""
     lines = _object_rules("root", fields, absent, may_be_empty=True)
-    return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in GRAMMAR_RULES.items())])
+    lengths = sorted(set(_text_lengths(fields.values())))
+    text_lines = [f"text_{length} ::= Regex({_quote_regex(_text_regex(length))})" for length in lengths]
+    return "\n".join([*lines, *text_lines, *(f"{name} ::= {rule}" for name, rule in NUMBER_RULES.items())])
 
 
 def quote_literal(text: str) -> str:
@@ -90,4 +101,30 @@ def _scalar_rule(field: FieldSchema) -> str:
     if "enum" in field:
         return " | ".join(quote_literal(canonical_json(choice)) for choice in field["enum"] if choice is not None)
     kind = field_type(field)
-    return rf'"\"" char{{1,{field["maxLength"]}}} "\""' if kind == "string" else kind
+    return f"text_{field['maxLength']}" if kind == "string" else kind
+
+
+def _text_lengths(fields: Iterable[FieldSchema]) -> Iterator[int]:
+    """Yield maxLength of each text in the fields."""
+    for field in fields:
+        value_schema = field.get("items", field)
+        if "properties" in value_schema:
+            yield from _text_lengths(value_schema["properties"].values())
+        elif "enum" not in value_schema and field_type(value_schema) == "string":
+            yield value_schema["maxLength"]
+
+
+def _text_regex(max_length: int) -> str:
+    """Return the regular expression of a JSON string with at least one and at most `max_length` characters."""
+    regex = f"{CHARACTER_REGEX}{{1,{(max_length - 1) % MAX_REPEAT + 1}}}"
+    for _ in range((max_length - 1) // MAX_REPEAT):
+        # Either fewer characters than one repetition can have, or so many and then the rest. Two repetitions in a row,
+        # {0,128} and {1,n}, would mean the same; compiling them takes time quadratic in the length.
+        regex = f"({CHARACTER_REGEX}{{1,{MAX_REPEAT - 1}}}|{CHARACTER_REGEX}{{{MAX_REPEAT}}}({regex})?)"
+    return f'"{regex}"'
+
+
+def _quote_regex(regex: str) -> str:
+    r"""Return a regular expression as a literal of the grammar, which reads \\u and \\U itself."""
+    escaped = re.sub(r"\\(?![uU][0-9A-F])", r"\\\\", regex).replace('"', '\\"')
+    return f'"{escaped}"'

@@ -200,6 +200,19 @@ def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_bac
     check_spelling(SPEC, record)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 127, 128, 129, 256, 257, 400])
+@pytest.mark.parametrize("character", ["a", "é", "漢", "🎉", '"', "\n", "\x1f"])
+def test_a_text_has_as_many_characters_as_its_limit_allows(limit: int, character: str) -> None:
+    spec = extraction.make_spec(
+        task({"type": "object", "properties": {"text": {"type": "string", "maxLength": limit}}}), {}
+    )
+    grammar = extraction.grammar(spec)
+    for length in {1, limit // 2, limit - 1, limit} - {0}:
+        assert matches(grammar, json.dumps({"text": length * character}, ensure_ascii=False))
+    for length in (0, limit + 1):
+        assert not matches(grammar, json.dumps({"text": length * character}, ensure_ascii=False))
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
     sample = sample_text(extraction.grammar(SPEC), random.Random(seed))
