@@ -14,6 +14,8 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from tests.train.test_packing import COST, PREFIX, TINY
+from tests.train.test_packing_check import own_attention
+from train.evaluate import packing_check
 from train.head import validation
 from train.head.worker import training_recipe
 from train.loop import losses
@@ -155,6 +157,18 @@ def test_validation_gives_probabilities_of_all_labels_in_the_order_of_the_rows(m
     expected = torch.log_softmax(single_logits(model, [row.prompt_ids for row in validation_rows]), dim=-1)
     torch.testing.assert_close(torch.tensor(predicted), expected, **TOLERANCE)
     assert validation.most_probable(LABELS, [-3.0, -0.1, -4.0]) == ("lost", -0.1)
+
+
+def test_a_base_that_ignores_the_mask_trains_its_head_row_by_row(model: Any, tiny_base: Path, tmp_path: Path) -> None:
+    settings, messages = recipe(tiny_base), list[str]()
+    plan = packing_plan.build_packing_plan(rows(), "shared_prefix", 4096, 9, COST)
+    arguments = (model, rows(), plan, PAD, messages.append, losses.class_log_probabilities)
+    assert packing_check.verify_packing(settings, tmp_path / "good", *arguments).mode == "shared_prefix"
+    with own_attention():
+        assert packing_check.verify_packing(settings, tmp_path / "bad", *arguments).mode == "none"
+    # The record that the adapter's training left is read: the model computes its mask again.
+    assert packing_check.verify_packing(settings, tmp_path / "bad", *arguments).mode == "none"
+    assert len(messages) == 2 and "computes a pack differently from its rows" in messages[1]
 
 
 def test_the_head_trains_by_the_recipe_of_the_adapter_with_its_own_rate() -> None:

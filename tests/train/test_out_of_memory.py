@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from insource.tracking.manifest import StageRecord
 from tests.helpers import commands
 from tests.helpers.run_manifest import write_manifest
 from tests.train.test_constrained_decoding import SPEC, prompts
+from tests.train.test_packing import COST
 from tests.train.test_trainer import ragged_rows, recipe, tiny_model, train_without_run  # noqa: F401 - a fixture among them
 from train.device import out_of_memory
+from train.evaluate import log_likelihood
 from train.evaluate.constrained_decoding import decode_answers
 from train.export import adapter, merge
 from train.model import base
-from train.packing import attention
+from train.packing import attention, packing_plan
 
 # What Python runs first in the processes that a command starts.
 SIMULATED = """\
@@ -122,29 +125,58 @@ def test_a_training_on_a_small_card_ends_with_its_adapter_or_in_words(
     assert stage["state"] == "failed" and stage["exit_reason"].startswith("out of memory")
 
 
+def raise_once(error: Exception) -> Callable[..., Any]:
+    """Returns a forward pass of Llama that raises the error the first time."""
+    forward_pass, errors = transformers.LlamaForCausalLM.forward, [error]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return forward_pass(*args, **kwargs)
+
+    return forward
+
+
 @pytest.mark.slow
-def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
+def test_training_attends_by_blocks_where_flex_attention_cannot_be_compiled(
     tiny_model: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from torch._inductor.exc import InductorError
+
     monkeypatch.setattr(attention, "_flex_disabled", False)
     settings = recipe(tiny_model, "train.max_steps=2", "train.batch_size=4")
     _, expected = train_without_run(settings, tmp_path / "whole", ragged_rows(8))
-    failed: list[int] = []
-    forward_pass = transformers.LlamaForCausalLM.forward
-
-    def fail_once(*args: Any, **kwargs: Any) -> Any:
-        if not failed:
-            failed.append(1)
-            raise RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
-        return forward_pass(*args, **kwargs)
-
-    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail_once)
+    error = InductorError(RuntimeError("Failed to find C compiler."), None)
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", raise_once(error))
     messages: list[str] = []
     _, actual = train_without_run(settings, tmp_path / "again", ragged_rows(8), announce=messages.append)
-    assert messages == ["FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"]
+    (message,) = messages
+    assert "Failed to find C compiler" in message and message.endswith("long packs attend by blocks of rows")
     assert [line["loss"] for line in actual if "loss" in line] == [line["loss"] for line in expected if "loss" in line]
+
+
+def test_log_likelihoods_are_computed_by_blocks_where_flex_attention_cannot_be_compiled(
+    tiny_model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_flex_disabled", False)
+    model = base.load_base_model(recipe(tiny_model))
+    pairs = [replace(row, completions=([50, 2], [51, 2])) for row in ragged_rows(6)]
+    plan = packing_plan.build_packing_plan(pairs, "shared_prefix", 4096, 6, COST)
+    expected = log_likelihood.compute_log_likelihoods(model, pairs, plan, 0)
+    error = RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
+    messages: list[str] = []
+
+    def compute() -> list[tuple[float, ...]]:
+        return log_likelihood.compute_log_likelihoods(model, pairs, plan, 0, on_fallback=messages.append)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", raise_once(error))
+    assert compute() == expected and len(messages) == 1
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", raise_once(RuntimeError("CUDA error: an error")))
+    with pytest.raises(RuntimeError, match="an error"):
+        compute()
 
 
 def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
