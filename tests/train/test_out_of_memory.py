@@ -179,9 +179,11 @@ def test_log_likelihoods_are_computed_by_blocks_where_flex_attention_cannot_be_c
         compute()
 
 
+@pytest.mark.parametrize("usable", [True, False])
 def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The same where PyTorch can use no GPU: in the type of the training, and not in silence."""
     settings = load("classifier", ["model.quantization=none", "lora.r=2"], "cpu").recipe
     gpu_settings = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
     run = runs.Run(tmp_path / "classifier" / "20260101T000000Z-0000")
@@ -190,16 +192,19 @@ def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
     adapter._save_weights(
         base.add_adapter(base.load_base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
     )
-    from_pretrained, calls = transformers.AutoModelForCausalLM.from_pretrained, []
+    from_pretrained, device_maps = transformers.AutoModelForCausalLM.from_pretrained, []
 
     def on_small_card(*args: Any, **kwargs: Any) -> Any:
-        calls.append(kwargs["device_map"])
-        if len(calls) == 1:
+        device_maps.append(kwargs["device_map"])
+        if kwargs["device_map"] != {"": "cpu"}:
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         return from_pretrained(*args, **kwargs)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", on_small_card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
     model = merge.merge_adapter(run, gpu_settings, "published")
-    assert len(calls) == 2 and calls[1] == {"": "cpu"} and not hasattr(model, "peft_config")
+    assert device_maps == ([{"": 0}] if usable else []) + [{"": "cpu"}] and not hasattr(model, "peft_config")
+    assert model.dtype == torch.bfloat16
     assert "fallback  merged in main memory" in capsys.readouterr().err
-    assert "merged in main memory" in run.stage("export").fallbacks[0]
+    assert ("the GPU has too little" if usable else "PyTorch can use no GPU") in run.stage("export").fallbacks[0]
