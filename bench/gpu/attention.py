@@ -31,9 +31,10 @@ FLEX_LENGTHS = (2100, 3000, 4600, 8000)
 def run(spec: PartSpec, log: CaseLog) -> None:
     """Compare and time all implementations. Raise StageError if one differs from separate rows beyond rounding."""
     import torch
+    from transformers import Qwen3Config
 
     implementations: list[Implementation] = ["sdpa", SHARED_PREFIX]
-    if preferred_implementation(torch.device(spec.device)) == FLEX:
+    if preferred_implementation(torch.device(spec.device), Qwen3Config()) == FLEX:
         implementations.append(FLEX)
     elif spec.on_gpu:
         log.skip(FLEX, "its kernels for heads of width 256 do not fit the shared memory of this GPU")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from insource.config import hardware
 from insource.config.load import load
@@ -95,23 +96,25 @@ def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_d
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "_flex_disabled", False)
-    device = torch.device("cuda")
+    device, config = torch.device("cuda"), transformers.Qwen3Config()
     # A100, H100; RTX 3090, 4090, 5090, A10 and L4.
     for shared_bytes, expected in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, SHARED_PREFIX)):
         properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
-        assert attention.preferred_implementation(device) == expected
+        assert attention.preferred_implementation(device, config) == expected
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=232_448)
     )
     assert attention.disable_unsupported_flex(torch.OutOfMemoryError("CUDA out of memory")) is None
     assert attention.disable_unsupported_flex(RuntimeError("CUDA error: device-side assert triggered")) is None
-    assert attention.preferred_implementation(device) == "flex_attention"
+    assert attention.preferred_implementation(device, config) == "flex_attention"
+    # transformers' FlexAttention refuses dropout, which this model has by default.
+    assert attention.preferred_implementation(device, transformers.SeedOssConfig()) == SHARED_PREFIX
     message = attention.disable_unsupported_flex(
         RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
     )
     assert message and "out of resource" in message and message.endswith("long packs attend by blocks of rows")
-    assert attention.preferred_implementation(device) == SHARED_PREFIX
+    assert attention.preferred_implementation(device, config) == SHARED_PREFIX
     # Once: by blocks nothing of the kind can come, and a second error is another one.
     assert attention.disable_unsupported_flex(RuntimeError("No valid triton configs")) is None
 

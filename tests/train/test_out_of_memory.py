@@ -1,5 +1,6 @@
 """Too little memory, simulated: the model raises what CUDA's allocator raises, for passes of more than some tokens."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,8 +26,11 @@ from train.device import out_of_memory
 from train.evaluate import log_likelihood
 from train.evaluate.constrained_decoding import decode_answers
 from train.export import adapter, merge
+from train.loop import fit
+from train.loop.signals import StopRequest
 from train.model import base
 from train.packing import attention, packing_plan
+from train.packing.dataset import TrainingSet
 
 # What Python runs first in the processes that a command starts.
 SIMULATED = """\
@@ -65,6 +69,8 @@ def limit_pass_tokens(model: Any, tokens: int, error: Callable[[], RuntimeError]
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (torch.distributed.DistBackendError("NCCL error: Last error:\nCuda failure 2 'out of memory'"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -177,6 +183,28 @@ def test_log_likelihoods_are_computed_by_blocks_where_flex_attention_cannot_be_c
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", raise_once(RuntimeError("CUDA error: an error")))
     with pytest.raises(RuntimeError, match="an error"):
         compute()
+
+
+@pytest.mark.slow
+def test_after_training_its_optimizer_and_gradients_take_no_memory(
+    tiny_model: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """What decodes afterwards has the memory that validation before training had, and the adapter's."""
+    settings = recipe(tiny_model, "train.max_steps=1", "train.batch_size=4")
+    model = base.add_adapter(base.load_base_model(settings), settings.lora, settings.train.seed)
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    plan = packing_plan.build_packing_plan(ragged_rows(4), "shared_prefix", 4096, 4, COST)
+    training_set = TrainingSet(ragged_rows(4), plan, [[0, 1, 2, 3]], "imitate")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    fit.train_adapter(
+        settings, tmp_path, model, tokenizer, training_set, dict, lambda message: None, StopRequest(), None
+    )
+    out_of_memory.release_memory()
+    optimizers = [item for item in gc.get_objects() if isinstance(item, torch.optim.Optimizer)]
+    held = {id(parameter) for item in optimizers for group in item.param_groups for parameter in group["params"]}
+    assert trained and not held & trained
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("usable", [True, False])

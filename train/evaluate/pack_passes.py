@@ -51,7 +51,9 @@ def _compute_pack(
     on_fallback: Callable[[str], None],
 ) -> Mapping[str, Result]:
     while True:
-        batch = collate.collate_pack(pack, mode, model.device, pad_token_id, preferred_implementation(model.device))
+        batch = collate.collate_pack(
+            pack, mode, model.device, pad_token_id, preferred_implementation(model.device, model.config)
+        )
         try:
             with pack_attention(model.config, batch):
                 return compute(pack, batch)

@@ -101,7 +101,7 @@ def _select_pack(
 
     It is long enough for FlexAttention if training uses that for packs of an update.
     """
-    if preferred_implementation(model.device) == FLEX:
+    if preferred_implementation(model.device, model.config) == FLEX:
         pack = self_check.select_check_pack(rows, plan, self_check.FLEX_LIMITS, recipe.train.batch_size)
         if pack is not None and pack.tokens >= MIN_FLEX_TOKENS:
             return pack
@@ -163,7 +163,7 @@ def _load_or_check(
 
 def _describe_inputs(recipe: Recipe, model: "PreTrainedModel", pack: Pack) -> Record:
     """Return everything that the result of the check depends on, as JSON values."""
-    versions, attention = environment.read_package_versions(), preferred_implementation(model.device)
+    versions, attention = environment.read_package_versions(), preferred_implementation(model.device, model.config)
     return {
         "version": VERSION,
         "base": dequantize.compute_digest(recipe, model),
@@ -200,7 +200,7 @@ def _measure(
                 model,
                 pack,
                 log_probabilities=log_probabilities,
-                attention=preferred_implementation(model.device),
+                attention=preferred_implementation(model.device, model.config),
                 pad_token_id=pad_token_id,
                 forward_context=partial(precision.training_autocast, recipe),
                 checkpointing=recipe.train.gradient_checkpointing,

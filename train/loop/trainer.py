@@ -111,7 +111,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     def _collate(self, pack: Pack) -> collate.Batch:
         device, pad_token_id = self.accelerator.device, self.processing_class.pad_token_id
         return collate.collate_pack(
-            pack, self.training_set.plan.mode, device, pad_token_id, preferred_implementation(device)
+            pack, self.training_set.plan.mode, device, pad_token_id, preferred_implementation(device, self.model.config)
         )
 
     def _split_to_fit(self, pack: Pack) -> list[Pack]:

@@ -35,9 +35,12 @@ _FLEX_ERRORS = ("No valid triton configs", "out of resource")
 _flex_disabled = False
 
 
-def preferred_implementation(device: Any) -> Implementation:
-    """Return the implementation for long packs on a device: FlexAttention if its kernels fit the GPU, else blocks."""
-    if device.type != "cuda" or _flex_disabled:
+def preferred_implementation(device: Any, config: Any) -> Implementation:
+    """Return the implementation for long packs of a model of this config on a device.
+
+    It is FlexAttention if its kernels fit the GPU, else blocks. FlexAttention has no dropout.
+    """
+    if device.type != "cuda" or _flex_disabled or getattr(config.get_text_config(), "attention_dropout", 0.0):
         return SHARED_PREFIX
     import torch
 

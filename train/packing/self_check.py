@@ -55,12 +55,14 @@ class Tolerance:
 
 
 # By the type of matrix products. Measured differences of gradients (2 CPU cores, 2026-11-30): in float32 2e-7 to 1e-6,
-# in bfloat16 4e-3 to 2e-2 (tiny random models, the pocket model). If attention ignores the mask: 0.16 (tiny random
-# model) and 0.6 (pocket model). If recurrent layers read a pack as one sequence: 9e-4 (LFM2 as transformers initializes
-# it, whose convolutions see two tokens back), 0.4 (Qwen3.5), 0.8 (Granite 4). Large models in bfloat16 were not
-# measured. Logits between 16 and 32 are multiples of 0.125 in bfloat16. A base that is sure of its answers has
-# log-probabilities near 0, of which such a step is a large part.
-TOLERANCES = {"float32": Tolerance(1e-3, 3e-4), "bfloat16": Tolerance(0.05, 0.1, 0.1)}
+# under bfloat16 autocast 4e-3 to 2e-2 (tiny random models, the pocket model). If attention ignores the mask: 0.16 (tiny
+# random model) and 0.6 (pocket model). If recurrent layers read a pack as one sequence: 9e-4 (LFM2 as transformers
+# initializes it, whose convolutions see two tokens back), 0.4 (Qwen3.5), 0.8 (Granite 4).
+# SmolLM2 with all weights in bfloat16, as on a GPU (Banking77, 2026-12-01): log-probabilities 0.034 or 0.18 nat,
+# gradients 0.042; trained on Banking77: 0.027 or 0.034 nat, and 0.027. Logits between 16 and 32 are multiples of 0.125
+# in bfloat16, so an untuned base that is sure of its answers would exceed any relative limit. Parity allows 0.25 nat
+# too (serve/vllm/launch_plan.py). Larger models were not measured.
+TOLERANCES = {"float32": Tolerance(1e-3, 3e-4), "bfloat16": Tolerance(0.05, 0.1, 0.25)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PackingDifference:
     gradient: float
     """Of the gradient of their sum with respect to the embeddings."""
     log_probability_nats: float = math.inf
-    """The root mean square of the difference of log-probabilities, not relative."""
+    """The root mean square of the difference of log-probabilities."""
 
     def exceeds(self, dtype: str) -> bool:
         """Return whether rounding in this type, float32 or bfloat16, cannot explain the difference. NaN exceeds."""
