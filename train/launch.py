@@ -32,7 +32,7 @@ from insource.tracking.base_models import gguf_model, smollm2_wheel
 from insource.tracking.data_report import DataReport
 from insource.tracking.manifest import UNRECORDED_EXIT
 from insource.tracking.run import Run
-from train.device.environment import QUIET_ENV
+from train.device.environment import GPU_ALLOCATOR_ENV, QUIET_ENV
 from train.distributed import rendezvous
 from train.distributed.launcher import PARENT_PID_ENV
 from train.distributed.rendezvous import Announcement
@@ -289,8 +289,7 @@ def worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         **QUIET_ENV,
     }
-    # Packs and decoding batches differ in length, which fragments the allocator's blocks without this setting.
-    defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    defaults |= {} if accelerate.use_cpu else GPU_ALLOCATOR_ENV
     # On a CPU training uses its own autocast (train/device/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
     overrides = {"ACCELERATE_MIXED_PRECISION": mixed_precision, PARENT_PID_ENV: str(os.getpid())}

@@ -72,7 +72,7 @@ def evaluate_base(
 ) -> Evaluation:
     """Return the evaluation of a run, with the outputs of its base before training."""
     generation = build_generation_evaluator(data, log_fallback)
-    deciding = build_preference_evaluator(data, plan) if data.task.OBJECTIVE == "prefer" else generation
+    deciding = build_preference_evaluator(data, plan, log_fallback) if data.task.OBJECTIVE == "prefer" else generation
     plain = build_generation_evaluator(replace(data, examples=None), log_fallback) if data.examples else None
     return Evaluation(generation, deciding, untuned_answers.predict_untuned(run, recipe, deciding, model), plain)
 
@@ -93,20 +93,26 @@ def build_generation_evaluator(data: PreparedRows, log_fallback: Callable[[str],
     )
 
 
-def build_preference_evaluator(data: PreparedRows, plan: PackingPlan) -> PreferenceEvaluator:
+def build_preference_evaluator(
+    data: PreparedRows, plan: PackingPlan, log_fallback: Callable[[str], None]
+) -> PreferenceEvaluator:
     """Return the evaluator of the log-probabilities of the validation pairs."""
     tokenizer = data.rendering.tokenizer
     pairs = dataset.tokenize_rows(data.task, data.spec, tokenizer, data.validation_rows)
     pair_plan = packing_plan.plan_for_rows(plan, pairs, BATCH_ROWS)
-    return PreferenceEvaluator(data.task, data.spec, data.validation_rows, pairs, pair_plan, tokenizer)
+    return PreferenceEvaluator(data.task, data.spec, data.validation_rows, pairs, pair_plan, tokenizer, log_fallback)
 
 
 def add_reference_log_probabilities(
-    recipe: Recipe, data: PreparedRows, model: "PreTrainedModel", plan: PackingPlan
+    recipe: Recipe,
+    data: PreparedRows,
+    model: "PreTrainedModel",
+    plan: PackingPlan,
+    log_fallback: Callable[[str], None],
 ) -> PreparedRows:
     """Return the rows with the log-probabilities of the train pairs under the untuned base."""
     evaluator = PreferenceEvaluator(
-        data.task, data.spec, data.train_rows, data.tokenized, plan, data.rendering.tokenizer
+        data.task, data.spec, data.train_rows, data.tokenized, plan, data.rendering.tokenizer, log_fallback
     )
     with precision.training_autocast(recipe):
         log_probabilities = evaluator.predict(model, "reference")

@@ -58,7 +58,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = run_data.plan_packs(recipe, run, model, data, log_fallback)
     if data.task.OBJECTIVE == "prefer":
-        data = run_evaluation.add_reference_log_probabilities(recipe, data, model, plan)
+        data = run_evaluation.add_reference_log_probabilities(recipe, data, model, plan, log_fallback)
     evaluation = run_evaluation.evaluate_base(recipe, run, data, model, plan, log_fallback)
 
     model = base.add_adapter(model, recipe.lora, recipe.train.seed)

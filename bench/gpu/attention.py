@@ -16,7 +16,7 @@ from insource.config.errors import StageError
 from train.loop.losses import log_probabilities
 from train.packing import collate, self_check
 from train.packing.attention import preferred_implementation
-from train.packing.attention_blocks import SHARED_PREFIX, Implementation
+from train.packing.attention_blocks import FLEX, SHARED_PREFIX, Implementation
 from train.packing.packing_plan import Pack, TokenizedRow
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 VOCABULARY, SUFFIX_TOKENS, ANSWER_TOKENS = 300, 30, 4
 HEADS, KV_HEADS = 8, 2
-FLEX: Implementation = "flex_attention"
 # Lengths of packs one after another: FlexAttention must not be compiled for each of them.
 FLEX_LENGTHS = (2100, 3000, 4600, 8000)
 
@@ -32,9 +31,10 @@ FLEX_LENGTHS = (2100, 3000, 4600, 8000)
 def run(spec: PartSpec, log: CaseLog) -> None:
     """Compare and time all implementations. Raise StageError if one differs from separate rows beyond rounding."""
     import torch
+    from transformers import Qwen3Config
 
     implementations: list[Implementation] = ["sdpa", SHARED_PREFIX]
-    if preferred_implementation(torch.device(spec.device)) == FLEX:
+    if preferred_implementation(torch.device(spec.device), Qwen3Config()) == FLEX:
         implementations.append(FLEX)
     elif spec.on_gpu:
         log.skip(FLEX, "its kernels for heads of width 256 do not fit the shared memory of this GPU")

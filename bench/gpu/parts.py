@@ -13,6 +13,7 @@ from typing import Any
 from bench import machine
 from bench.gpu.spec import RESULT_FILE, PartSpec
 from insource.system import atomic_files
+from train.device.environment import GPU_ALLOCATOR_ENV
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 # Seconds below which a part is not started: Python and torch take that long to import.
@@ -86,7 +87,7 @@ def run_process(argv: list[str], folder: Path, spec: PartSpec) -> tuple[str, str
         process = subprocess.Popen(
             argv,
             cwd=machine.ROOT,
-            env={**os.environ, **machine.OFFLINE_ENV},
+            env=part_environment(spec),
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
@@ -101,6 +102,12 @@ def run_process(argv: list[str], folder: Path, spec: PartSpec) -> tuple[str, str
         return DONE, None
     lines = stderr_path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing said"]
     return FAILED, f"ended with {code}: {lines[-1].strip()[:400]}"
+
+
+def part_environment(spec: PartSpec) -> dict[str, str]:
+    """Return the environment of a part's process, with the allocator settings that training has on a GPU."""
+    allocator = GPU_ALLOCATOR_ENV if spec.on_gpu else {}
+    return {**allocator, **os.environ, **machine.OFFLINE_ENV}
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

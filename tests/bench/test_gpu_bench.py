@@ -15,8 +15,10 @@ from bench.gpu.parts import PARTS, Budget
 from bench.gpu.spec import RESULT_FILE, CaseLog, Measurement, PartSpec
 from bench.training import workloads
 from insource.config.errors import RecipeError
+from insource.config.load import load
 from insource.system import atomic_files
 from tests.conftest import Command
+from train import launch
 from train.model import base, dequantize
 
 RESULTS: dict[str, Any] = {"device": "cuda", "hardware": "NVIDIA H200"}
@@ -49,6 +51,15 @@ def test_a_part_without_time_is_skipped_with_the_reason(tmp_path: Path) -> None:
     record = parts.run_part(PARTS[1], make_spec(tmp_path, seconds=-3.0))
     assert record["status"] == parts.SKIPPED and record["reason"] == "0 s of its time are left"
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_on_a_gpu_allocate_memory_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PYTORCH_ALLOC_CONF"
+    monkeypatch.delenv(name, raising=False)
+    settings = launch.worker_environment(load("classifier", [], "gpu").recipe, 1)
+    on_cpu = PartSpec("attention", str(tmp_path), on_gpu=False, small=True, dtype="float32", seconds=60.0)
+    assert parts.part_environment(replace(on_cpu, on_gpu=True))[name] == settings[name]
+    assert name not in parts.part_environment(on_cpu)
 
 
 def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:

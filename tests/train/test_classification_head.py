@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,13 @@ from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
+from insource.tracking.run import Run
+from tests.helpers import commands
 from tests.train.test_packing import COST, PREFIX, TINY
+from tests.train.test_packing_check import own_attention
+from train.evaluate import packing_check
 from train.head import validation
+from train.head.model import find_dequantized_base
 from train.head.worker import training_recipe
 from train.loop import losses
 from train.model import base, classification_head
@@ -155,6 +161,35 @@ def test_validation_gives_probabilities_of_all_labels_in_the_order_of_the_rows(m
     expected = torch.log_softmax(single_logits(model, [row.prompt_ids for row in validation_rows]), dim=-1)
     torch.testing.assert_close(torch.tensor(predicted), expected, **TOLERANCE)
     assert validation.most_probable(LABELS, [-3.0, -0.1, -4.0]) == ("lost", -0.1)
+
+
+def test_a_base_that_ignores_the_mask_trains_its_head_row_by_row(model: Any, tiny_base: Path, tmp_path: Path) -> None:
+    settings, messages = recipe(tiny_base), list[str]()
+    plan = packing_plan.build_packing_plan(rows(), "shared_prefix", 4096, 9, COST)
+    arguments = (model, rows(), plan, PAD, messages.append, losses.class_log_probabilities)
+    assert packing_check.verify_packing(settings, tmp_path / "good", *arguments).mode == "shared_prefix"
+    with own_attention():
+        assert packing_check.verify_packing(settings, tmp_path / "bad", *arguments).mode == "none"
+    # The record that the adapter's training left is read: the model computes its mask again.
+    assert packing_check.verify_packing(settings, tmp_path / "bad", *arguments).mode == "none"
+    assert len(messages) == 2 and "computes a pack differently from its rows" in messages[1]
+
+
+@pytest.mark.slow(minutes=1)
+def test_a_head_answers_on_the_dequantized_base_where_its_device_holds_it(
+    tmp_path_factory: pytest.TempPathFactory, small_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_folder = commands.copy_exported_runs(tmp_path_factory, small_recipe, "heads")
+    run = Run((runs_folder / "small" / "latest").resolve())
+    settings = run.recipe()
+    on_gpu = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
+    assert find_dequantized_base(run, settings) is not None, "main memory holds it"
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda *_: 1.0)
+    # The base takes 20 MB in float32, and dequantized weights may take 40% of a device.
+    for total_memory, fits in ((24 * 2**30, True), (2**24, False)):
+        properties = SimpleNamespace(total_memory=total_memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
+        assert (find_dequantized_base(run, on_gpu) is not None) == fits
 
 
 def test_the_head_trains_by_the_recipe_of_the_adapter_with_its_own_rate() -> None:

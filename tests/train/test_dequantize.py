@@ -230,6 +230,22 @@ def test_where_memory_is_short_validation_stays_quantized_and_that_is_told(monke
     assert len(messages) == 1 and "dequantizes 4-bit weights in every pass" in messages[0]
 
 
+def test_where_too_little_memory_is_free_validation_stays_quantized_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raise_out_of_memory(*_: Any) -> Any:
+        # bitsandbytes' own allocation, which is no torch.OutOfMemoryError.
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("peft.utils.integrations.dequantize_module_weight", raise_out_of_memory)
+    messages: list[str] = []
+    model = base.load_base_model(recipe())
+    layers_before = layers(model)
+    with dequantize.dequantize_layers(model, messages.append):
+        assert layers(model) == layers_before
+    assert len(messages) == 1 and "too little memory is free" in messages[0]
+
+
 def test_a_model_that_is_not_quantized_stays_as_it_is() -> None:
     model = base.load_base_model(recipe("model.quantization=none"))
     modules = list(model.modules())

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from insource.config import hardware
 from insource.config.load import load
@@ -95,22 +96,42 @@ def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_d
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "_flex_disabled", False)
-    device = torch.device("cuda")
+    device, config = torch.device("cuda"), transformers.Qwen3Config()
     # A100, H100; RTX 3090, 4090, 5090, A10 and L4.
     for shared_bytes, expected in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, SHARED_PREFIX)):
         properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
-        assert attention.preferred_implementation(device) == expected
+        assert attention.preferred_implementation(device, config) == expected
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=232_448)
     )
-    assert not attention.disable_unsupported_flex(torch.OutOfMemoryError("CUDA out of memory"))
-    assert attention.disable_unsupported_flex(
+    assert attention.disable_unsupported_flex(torch.OutOfMemoryError("CUDA out of memory")) is None
+    assert attention.disable_unsupported_flex(RuntimeError("CUDA error: device-side assert triggered")) is None
+    assert attention.preferred_implementation(device, config) == "flex_attention"
+    # transformers' FlexAttention refuses dropout, which this model has by default.
+    assert attention.preferred_implementation(device, transformers.SeedOssConfig()) == SHARED_PREFIX
+    message = attention.disable_unsupported_flex(
         RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
     )
-    assert attention.preferred_implementation(device) == SHARED_PREFIX
+    assert message and "out of resource" in message and message.endswith("long packs attend by blocks of rows")
+    assert attention.preferred_implementation(device, config) == SHARED_PREFIX
     # Once: by blocks nothing of the kind can come, and a second error is another one.
-    assert not attention.disable_unsupported_flex(RuntimeError("No valid triton configs"))
+    assert attention.disable_unsupported_flex(RuntimeError("No valid triton configs")) is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["Failed to find C compiler. Please specify via CC environment variable.", "ptxas fatal : Value 'sm_121a' is not"],
+)
+def test_a_kernel_that_cannot_be_compiled_makes_long_packs_attend_by_blocks(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import InductorError
+
+    monkeypatch.setattr(attention, "_flex_disabled", False)
+    # As compile_fx.py of torch 2.13 raises them: the compiler's error inside of one of its own.
+    message = attention.disable_unsupported_flex(InductorError(RuntimeError(reason), None))
+    assert message and reason in message
 
 
 def test_one_process_sees_one_gpu_and_a_person_is_told_of_the_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from tests.train.test_trainer import recipe, tiny_model  # noqa: F401 - a fixtur
 from train.evaluate import packing_check
 from train.loop.losses import log_probabilities
 from train.model import base
-from train.packing import packing_plan, self_check
+from train.packing import collate, packing_plan, self_check
 from train.packing.attention_blocks import SHARED_PREFIX
 from train.packing.packing_plan import Pack, PackingPlan, TokenizedRow
-from train.packing.self_check import PackingDifference
+from train.packing.self_check import PackingDifference, PassResult
 
 # What Python runs first in the processes of a command: Llama computes attention in its own way, causally over the whole
 # pack, whatever mask and implementation training asks for. Decoding keeps its own attention.
@@ -100,6 +101,18 @@ def test_rounding_in_bfloat16_passes_and_a_mask_that_is_ignored_does_not() -> No
         assert measure(model, pack, forward_context=autocast).exceeds("bfloat16")
 
 
+def test_a_base_that_is_sure_of_its_answers_passes_in_bfloat16() -> None:
+    """A step of a logit of 20, 0.125, is half of log-probabilities of 0.2: rounding, no row that sees another."""
+    row, packed = torch.tensor([-0.2, -0.2, -0.1, -0.3]), torch.tensor([-0.2, -0.075, -0.1, -0.3])
+    ids, gradients = torch.arange(4), torch.ones(4, 2)
+    difference = self_check.compare_passes(PassResult(packed, ids, gradients), PassResult(row, ids, gradients))
+    assert difference.log_probability > 0.25 and difference.log_probability_nats == pytest.approx(0.0625)
+    assert not difference.exceeds("bfloat16") and difference.exceeds("float32")
+    # Gradients that differ are no rounding, and neither is a difference of several steps.
+    assert replace(difference, gradient=0.2).exceeds("bfloat16")
+    assert replace(difference, log_probability_nats=0.5).exceeds("bfloat16")
+
+
 def test_a_difference_that_is_not_a_number_fails() -> None:
     assert PackingDifference(float("nan"), 0.0).exceeds("bfloat16")
     assert PackingDifference(0.0, float("inf")).exceeds("float32")
@@ -134,6 +147,20 @@ def test_the_checked_pack_has_a_few_rows_of_the_largest_group() -> None:
     assert pack is not None and len(pack.rows) == self_check.MIN_ROWS
     assert self_check.select_check_pack(long_rows, make_plan(long_rows, pack_tokens=3002)) is None
     assert self_check.select_check_pack(long_rows[:1], make_plan(long_rows[:1])) is None
+
+
+def test_the_pack_for_flex_attention_is_as_long_as_those_of_an_update_where_they_are_long_enough() -> None:
+    rows = [TokenizedRow(str(row), [*range(700), 5, row % 50, 9], ([50, 2],)) for row in range(400)]
+    plan, limits = make_plan(rows), self_check.FLEX_LIMITS
+    assert limits.min_tokens == collate.MIN_FLEX_TOKENS
+    whole = self_check.select_check_pack(rows, plan, limits, 400)
+    # 47 rows of 705 tokens are as many as 32,768 tokens allow one by one.
+    assert whole is not None and 40 <= len(whole.rows) <= 47
+    short = self_check.select_check_pack(rows, plan, limits, 16)
+    assert short is not None and len(short.rows) == 16 and short.tokens < collate.MIN_FLEX_TOKENS
+    longer = [replace(row, prompt_ids=[*row.prompt_ids, *range(40)]) for row in rows]
+    pack = self_check.select_check_pack(longer, make_plan(longer), limits, 64)
+    assert pack is not None and collate.MIN_FLEX_TOKENS <= pack.tokens < collate.MIN_FLEX_TOKENS + 50
 
 
 def verify(model_folder: Path, runs_folder: Path, messages: list[str], *settings: str) -> PackingPlan:

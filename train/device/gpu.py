@@ -11,13 +11,20 @@ from insource.config.recipe import Recipe
 MIN_CAPABILITY = (8, 0)
 
 
+def is_usable() -> bool:
+    """Return whether PyTorch can use a GPU in this process."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def check_gpu(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe needs a GPU and this process has no usable one."""
     if recipe.accelerate.use_cpu:
         return
     import torch
 
-    if not torch.cuda.is_available():
+    if not is_usable():
         raise RecipeError(
             explain_missing_gpu(
                 torch.__version__, torch.version.cuda, hardware.read_driver_version(), hardware.list_gpus(), os.environ

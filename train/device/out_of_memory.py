@@ -2,6 +2,8 @@
 
     torch.OutOfMemoryError          CUDA's allocator in PyTorch
     RuntimeError: CUDA error: out of memory, CUBLAS_STATUS_ALLOC_FAILED        libraries with their own allocation
+    RuntimeError: CUDA driver error: out of memory      CUDA's allocator with expandable segments, which training sets
+    RuntimeError: ... Cuda failure 2 'out of memory'    NCCL
     RuntimeError: [enforce fail ...] DefaultCPUAllocator: can't allocate memory    a CPU
     RuntimeError: could not create a primitive      a CPU, where oneDNN multiplies bfloat16: it gives no reason
 
@@ -19,6 +21,8 @@ _MESSAGES = (
     "can't allocate memory",
     "could not create a primitive",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "'out of memory'",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "cudaErrorMemoryAllocation",

@@ -21,10 +21,11 @@ def compute_log_likelihoods(
     plan: PackingPlan,
     pad_token_id: int,
     on_batch: Callable[[int], None] = lambda rows: None,
+    on_fallback: Callable[[str], None] = lambda message: None,
 ) -> list[tuple[float, ...]]:
     """Return for each row the natural-log probability of each of its completions under the current model.
 
-    Rows are packed as in training. The mode of the model is unchanged.
+    Rows are packed as in training. `on_fallback`: see `compute_by_row`. The mode of the model is unchanged.
     """
     indices = range(len(rows))
     chunks = [indices[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
@@ -35,6 +36,6 @@ def compute_log_likelihoods(
         return {row.id: tuple(pair) for row, pair in zip(pack.rows, sums.tolist(), strict=True)}
 
     shards = UpdateShards(rows, plan, world.shard(chunks), 1)
-    log_likelihoods = compute_by_row(model, shards, plan.mode, pad_token_id, compute, on_batch)
+    log_likelihoods = compute_by_row(model, shards, plan.mode, pad_token_id, compute, on_batch, on_fallback)
     chunk_results = [[log_likelihoods[rows[index].id] for index in chunk] for chunk in world.shard(chunks)]
     return [pair for chunk in world.gather_in_order(chunk_results, len(chunks)) for pair in chunk]

@@ -90,6 +90,8 @@ class PreferenceEvaluator:
     pairs: Sequence[TokenizedRow]
     plan: PackingPlan
     tokenizer: "PreTrainedTokenizerBase"
+    on_fallback: Callable[[str], None] = lambda message: None
+    """Called with a message if a part is computed by a slower method."""
 
     def predict(self, model: "PreTrainedModel", label: str) -> list[tuple[float, ...]]:
         """Return the log-probabilities of the chosen and the rejected answer of each row, with a progress bar."""
@@ -97,7 +99,7 @@ class PreferenceEvaluator:
 
         with show_progress(label, len(self.pairs)) as advance, fsdp.unshard(model):
             return log_likelihood.compute_log_likelihoods(
-                model, self.pairs, self.plan, self.tokenizer.pad_token_id, on_batch=advance
+                model, self.pairs, self.plan, self.tokenizer.pad_token_id, advance, self.on_fallback
             )
 
     def score(self, outputs: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from insource.tracking import run as runs
 from insource.tracking.base_models import base_store
 from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
-from train.device import out_of_memory
+from train.device import gpu, out_of_memory
 from train.export import adapter
 from train.model import base, dequantize
 
@@ -59,6 +59,7 @@ def select_merge_base(run: Run, recipe: Recipe) -> str:
 def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> "PreTrainedModel":
     """Return the base with the run's adapter merged into it, computed in the type of training (float32 on a CPU).
 
+    If the GPU of the recipe is not usable here or has too little memory, it is merged in main memory, in the same type.
     Raise StageError if the base of training is missing and cannot be written again.
     """
     base_recipe = recipe.with_model(quantization="none")
@@ -73,15 +74,19 @@ def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> "PreTrainedModel
                 code="INS-E003",
             )
         base_recipe = recipe.with_model(base=str(folder), revision=None, quantization="none")
-    try:
+    if recipe.accelerate.use_cpu:
         return _merge_onto(base_recipe, run.folder / "adapter")
-    except RuntimeError as error:
-        if recipe.accelerate.use_cpu or not out_of_memory.is_out_of_memory(error):
-            raise
-        message = str(error).splitlines()[0]
-    # Outside of the except block, where the failed model would still be held.
-    out_of_memory.release_memory()
-    message = f"merged in main memory, the GPU has too little: {message}"
+    if gpu.is_usable():
+        try:
+            return _merge_onto(base_recipe, run.folder / "adapter")
+        except RuntimeError as error:
+            if not out_of_memory.is_out_of_memory(error):
+                raise
+            message = f"merged in main memory, the GPU has too little: {str(error).splitlines()[0]}"
+        # Outside of the except block, where the failed model would still be held.
+        out_of_memory.release_memory()
+    else:
+        message = "merged in main memory: PyTorch can use no GPU here"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
     runs.record_fallback(run, "export", message)
     return _merge_onto(base_recipe, run.folder / "adapter", in_main_memory=True)

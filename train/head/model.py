@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insource.config.recipe import Recipe
-from insource.system import environment
 from insource.tracking.base_models import base_store
 from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
@@ -23,20 +22,26 @@ def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], trainin
     is what vLLM serves. Raise RecipeError if there is no such base.
     """
     quantized_training = training and not (recipe.model.quantization == "nf4" and recipe.accelerate.use_cpu)
-    dequantized = None if quantized_training else find_dequantized_base(run)
+    dequantized = None if quantized_training else find_dequantized_base(run, recipe)
     if dequantized is not None:
         recipe = recipe.with_model(base=str(dequantized), revision=None, quantization="none")
     return base.load_base_model(recipe, labels=labels)
 
 
-def find_dequantized_base(run: Run) -> Path | None:
-    """Return the dequantized base of the run, None if there is none or it would take too much of the memory."""
+def find_dequantized_base(run: Run, recipe: Recipe) -> Path | None:
+    """Return the dequantized base of the run, None if there is none or it would take too much of the memory.
+
+    The memory is that of the device that the recipe computes on: the GPU, or main memory.
+    """
+    import torch
+
     record = read_trained_base(run.folder / "adapter")
     path = base_store.find(run.folder, record.digest) if record else None
     if path is None:
         return None
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return path if size <= dequantize.MAX_MEMORY_FRACTION * environment.memory_bytes() else None
+    device = torch.device("cpu" if recipe.accelerate.use_cpu else "cuda")
+    return path if size <= dequantize.MAX_MEMORY_FRACTION * dequantize.device_memory_bytes(device) else None
 
 
 def load_trained_head(recipe: Recipe, run: Run) -> "PreTrainedModel":

@@ -21,7 +21,7 @@ from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from insource.tasks.data_row import RowInput, TimedInput
 from insource.tracking.run import Run
-from train.device import malloc
+from train.device import gpu, malloc
 from train.device.environment import QUIET_ENV
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def main() -> int:
     # A local base needs no hub. Without this a machine without network would wait for time-outs.
     if Path(recipe.model.base).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
+    gpu.check_gpu(recipe)
     if recipe.accelerate.use_cpu:
         malloc.disable_malloc_trim()
     answers = answer_rows(run, list(atomic_files.read_jsonl(arguments.rows)), arguments.batch_size)

@@ -8,7 +8,7 @@ checkpoints and metrics are those of train/loop. Validation is scored after each
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,17 @@ from insource.tasks.data_row import Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import run as runs
+from insource.tracking.base_models import base_store
 from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from train.device import gpu, out_of_memory
 from train.distributed import launcher
+from train.evaluate import packing_check
 from train.export import adapter
 from train.head import folder as head_folder
 from train.head import model as head_model
 from train.head import validation
-from train.loop import signals
+from train.loop import losses, signals
 from train.loop.fit import train_adapter
 from train.loop.metrics_callback import peak_memory_bytes, show_progress
 from train.loop.signals import StopRequest
@@ -87,7 +89,7 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
     if recipe.accelerate.num_processes > 1:
         log_fallback(f"the head trains in one process, the adapter was trained in {recipe.accelerate.num_processes}")
     model = load_model(settings, run, data)
-    plan = dataset.plan_packing(settings, data.train_rows, model.config, log_fallback)
+    plan = plan_packs(settings, run, model, data, log_fallback)
     training_set = dataset.build_training_set(settings, data.train_rows, data.train_targets, plan, "classify")
     log(*header_lines(settings, model, training_set, data))
     work = head_folder.work_folder(run, head_folder.compute_digest(run, learning_rate), fresh)
@@ -184,6 +186,20 @@ def load_model(recipe: Recipe, run: Run, data: HeadData) -> Any:
         )
     model.config.pad_token_id = data.tokenizer.pad_token_id
     return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS")
+
+
+def plan_packs(
+    recipe: Recipe, run: Run, model: "PreTrainedModel", data: HeadData, log_fallback: Callable[[str], None]
+) -> PackingPlan:
+    """Return the packing plan. On a base that computes packs differently from rows it has separate rows.
+
+    The check of the adapter's training is used if it was of the same base and libraries (evaluate/packing_check.py).
+    """
+    plan = dataset.plan_packing(recipe, data.train_rows, model.config, log_fallback)
+    runs_folder, pad_token_id = base_store.store_path(run.folder).parent, data.tokenizer.pad_token_id
+    return packing_check.verify_packing(
+        recipe, runs_folder, model, data.train_rows, plan, pad_token_id, log_fallback, losses.class_log_probabilities
+    )
 
 
 def header_lines(recipe: Recipe, model: "PreTrainedModel", training_set: TrainingSet, data: HeadData) -> list[str]:

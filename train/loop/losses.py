@@ -98,6 +98,18 @@ def class_logits(model: "PreTrainedModel", batch: Batch) -> "tuple[torch.Tensor,
     return logits, targets[rows, columns], batch.sequences[:, 1:][rows, columns]
 
 
+def class_log_probabilities(
+    model: "PreTrainedModel", batch: Batch
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """Return three tensors [N] over the rows of a batch of a classification head, as `log_probabilities` does.
+
+    They are the log-probability of the row's class, the number of the row, and whether the class is the most probable.
+    """
+    logits, classes, numbers = class_logits(model, batch)
+    log_probs = logits.float().log_softmax(dim=-1).gather(1, classes[:, None])[:, 0]
+    return log_probs, numbers, logits.detach().argmax(dim=-1) == classes
+
+
 def classification_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> "tuple[torch.Tensor, MetricSums]":
     """Return the cross-entropy of the classification head summed over rows, each with its weight, and its accuracy."""
     import torch

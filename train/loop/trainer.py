@@ -18,12 +18,7 @@ from train.loop import checkpoints
 from train.loop.losses import OBJECTIVES, MetricSums
 from train.loop.metrics_callback import MetricsCallback
 from train.packing import collate
-from train.packing.attention import (
-    FLEX_FALLBACK,
-    disable_unsupported_flex,
-    pack_attention,
-    preferred_implementation,
-)
+from train.packing.attention import disable_unsupported_flex, pack_attention, preferred_implementation
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import Pack, UpdateShard
 
@@ -75,9 +70,9 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                 loss, metric_sums = self._forward_and_backward(model, packs, inputs.normalizer)
                 break
             except RuntimeError as error:
-                if disable_unsupported_flex(error):
+                if message := disable_unsupported_flex(error):
                     model.zero_grad()
-                    self.on_fallback(FLEX_FALLBACK)
+                    self.on_fallback(message)
                     continue
                 if not out_of_memory.is_out_of_memory(error):
                     raise
@@ -116,7 +111,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     def _collate(self, pack: Pack) -> collate.Batch:
         device, pad_token_id = self.accelerator.device, self.processing_class.pad_token_id
         return collate.collate_pack(
-            pack, self.training_set.plan.mode, device, pad_token_id, preferred_implementation(device)
+            pack, self.training_set.plan.mode, device, pad_token_id, preferred_implementation(device, self.model.config)
         )
 
     def _split_to_fit(self, pack: Pack) -> list[Pack]:

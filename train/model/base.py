@@ -42,10 +42,11 @@ def load_base_model(
 ) -> "PreTrainedModel":
     """Return the base model in evaluation mode, quantized as in the recipe, on this process's device or in main memory.
 
-    It computes in bfloat16 on a GPU and in float32 on a CPU; `in_main_memory` keeps the type of the device. NF4 uses
-    double quantization (QLoRA, arXiv:2305.14314); int8 is LLM.int8 (arXiv:2208.07339). With `labels` the model has a
-    new classification head for them, in float32, whose weights are drawn from torch's random state. Raise RecipeError
-    if there is no such base, or if transformers has no class with such a head for it.
+    It computes in bfloat16 if the recipe is for a GPU and in float32 if it is for a CPU, also with `in_main_memory` and
+    on a machine without a usable GPU, where a stage after training may load it. NF4 uses double quantization (QLoRA,
+    arXiv:2305.14314); int8 is LLM.int8 (arXiv:2208.07339). With `labels` the model has a new classification head for
+    them, in float32, whose weights are drawn from torch's random state. Raise RecipeError if there is no such base, or
+    if transformers has no class with such a head for it.
     """
     import torch
     import transformers
@@ -54,7 +55,7 @@ def load_base_model(
     smollm2_wheel.ensure_smollm2_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = torch.float32 if recipe.accelerate.use_cpu else torch.bfloat16
     model_class: Any = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     try:
         model = model_class.from_pretrained(

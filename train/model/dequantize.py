@@ -26,6 +26,7 @@ from insource.system import atomic_files, environment
 from insource.tasks.rendering import base_tokenizer
 from insource.tracking import digests
 from insource.tracking.base_models import base_store, gguf_model
+from train.device import out_of_memory
 from train.distributed import world
 from train.model import base
 
@@ -77,8 +78,6 @@ def dequantize_layers(model: "PreTrainedModel", on_fallback: FallbackLogger) -> 
     For many passes without gradients: each pass would dequantize all layers again. The weights must be unsharded in
     this process (no FSDP).
     """
-    import torch
-
     layers = _four_bit_layers(model)
     size, memory = _layer_bytes(model, layers), device_memory_bytes(model.device)
     problem = "" if size <= MAX_MEMORY_FRACTION * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
@@ -86,7 +85,9 @@ def dequantize_layers(model: "PreTrainedModel", on_fallback: FallbackLogger) -> 
     if not problem:
         try:
             dequantized += (_dequantize_layer(layer, model.dtype) for *_, layer in layers)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory.is_out_of_memory(error):
+                raise
             dequantized.clear()
             problem = "too little memory is free"
     if problem:

@@ -13,13 +13,14 @@ in bfloat16 than in float32. The matrix products took 24 ms, the kernel 42 ms (o
 prefix and 270 of rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 from train.model import recurrent_layers
-from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation
+from train.packing.attention_blocks import FLEX, SHARED_PREFIX, AttentionBlocks, Implementation
 from train.packing.branch_states import BranchStates
 from train.packing.collate import Batch
 
@@ -29,31 +30,45 @@ PREFIX_BLOCK_TOKENS = 112
 # 153,600 bytes, and 100,352 at width 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448. RTX 30 to 50, A10
 # and L4 have 101,376, which leaves too little margin.
 FLEX_SHARED_BYTES = 160_000
-FLEX_FALLBACK = "FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"
+# Messages of Triton's and torch's compilers that reach PyTorch as a plain RuntimeError.
+_FLEX_ERRORS = ("No valid triton configs", "out of resource")
 _flex_disabled = False
 
 
-def preferred_implementation(device: Any) -> Implementation:
-    """Return the implementation for long packs on a device: FlexAttention if its kernels fit the GPU, else blocks."""
-    if device.type != "cuda" or _flex_disabled:
+def preferred_implementation(device: Any, config: Any) -> Implementation:
+    """Return the implementation for long packs of a model of this config on a device.
+
+    It is FlexAttention if its kernels fit the GPU, else blocks. FlexAttention has no dropout.
+    """
+    if device.type != "cuda" or _flex_disabled or getattr(config.get_text_config(), "attention_dropout", 0.0):
         return SHARED_PREFIX
     import torch
 
     # CUDA builds of PyTorch have this property. Without it nothing shows that the kernels fit.
     shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return "flex_attention" if shared >= FLEX_SHARED_BYTES else SHARED_PREFIX
+    return FLEX if shared >= FLEX_SHARED_BYTES else SHARED_PREFIX
 
 
-def disable_unsupported_flex(error: RuntimeError) -> bool:
-    """Disable FlexAttention if the error means that its kernels do not fit this GPU, and return whether it does.
+def disable_unsupported_flex(error: RuntimeError) -> str | None:
+    """Disable FlexAttention if the error means that its kernels cannot be compiled here or do not fit this GPU.
 
-    Packs are then computed by blocks.
+    Return the message to print and record, None for any other error. Packs are then computed by blocks. Training
+    compiles nothing but FlexAttention, so every error of torch.compile is its error: a missing C compiler or Python.h,
+    a GPU that Triton does not know, kernels that need more shared memory.
     """
+    compiler_errors = sys.modules.get("torch._dynamo.exc")  # loaded once something is compiled
+    is_compiler_error = compiler_errors is not None and isinstance(error, compiler_errors.TorchDynamoException)
+    if _flex_disabled or not (is_compiler_error or any(message in str(error) for message in _FLEX_ERRORS)):
+        return None
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return disable_flex(reason[:200])
+
+
+def disable_flex(reason: str) -> str:
+    """Compute packs by blocks from here on in this process. Return the message to print and record."""
     global _flex_disabled
-    if _flex_disabled or not any(message in str(error) for message in ("No valid triton configs", "out of resource")):
-        return False
     _flex_disabled = True
-    return True
+    return f"FlexAttention's kernels cannot be compiled for this GPU ({reason}): long packs attend by blocks of rows"
 
 
 _current_blocks: AttentionBlocks | None = None

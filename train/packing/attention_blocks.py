@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
+FLEX: Implementation = "flex_attention"
 SHARED_PREFIX: Implementation = "shared_prefix"
 """The name under which attention by blocks of rows is registered with transformers."""
 # Below this a dense mask is as fast. Larger blocks compute more hidden pairs; smaller blocks do not keep the cores

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
+from train.packing.attention_blocks import FLEX, SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
 from train.packing.branch_states import Segment, find_segments
 from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
@@ -133,7 +133,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
             sequences += [n_answers + max(0, branch - 1)] * len(segment)
         n_answers += len(row.completions)
     pack_segments = find_segments(row_ids, branch_ids)
-    use_flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
+    use_flex = attention == FLEX and len(ids) >= MIN_FLEX_TOKENS
     block_sizes = (
         block_lengths(prefix, [row.tokens_after_prefix(prefix) for row in pack.rows])
         if attention == SHARED_PREFIX
@@ -157,7 +157,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
     batch.inputs["attention_mask"] = (
         block_mask(token_rows, token_branches) if use_flex else dense_mask(token_rows, token_branches)
     )
-    return replace(batch, attention="flex_attention") if use_flex else batch
+    return replace(batch, attention=FLEX) if use_flex else batch
 
 
 def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
