@@ -75,7 +75,7 @@ def test_on_a_cpu_smollm2_has_its_own_settings_however_it_is_named(tmp_path: Pat
     for loaded in (settings, by_override, by_recipe):
         recipe = loaded.recipe
         assert loaded.hardware == "cpu-smollm2" and recipe.model.base == settings.recipe.model.base
-        assert (recipe.model.quantization, recipe.train.learning_rate, recipe.lora.r) == ("none", 3e-4, 16)
+        assert (recipe.model.quantization, recipe.train.learning_rate, recipe.lora.r) == ("none", 2e-3, 16)
     assert by_override.hardware_reason == "cpu, with the settings of model.base smollm2"
     other_base = load("classifier", ["model.base=another/model"], "cpu-smollm2").recipe
     assert (other_base.model.quantization, other_base.train.learning_rate) == (

@@ -24,7 +24,7 @@ def test_a_recipe_that_names_it_fetches_nothing_by_itself(
     for arguments in (("--hardware", "cpu-smollm2"), ("--hardware", "cpu", "model.base=smollm2")):
         completed = python("train", "classifier", "--dry-run", *arguments)
         assert completed.returncode == 0 and "on hardware cpu-smollm2" in completed.stderr
-        assert "quantization: none" in completed.stdout and "learning_rate: 0.0003" in completed.stdout
+        assert "quantization: none" in completed.stdout and "learning_rate: 0.002" in completed.stdout
     completed = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
     assert completed.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in completed.stderr
     smollm2_wheel.ensure_smollm2_folder("Qwen/Qwen3-4B-Instruct-2507")
