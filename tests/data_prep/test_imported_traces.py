@@ -96,6 +96,36 @@ def otlp_value(value: Any) -> dict[str, Any]:
     return {"stringValue": value}
 
 
+def test_raw_bodies_answers_that_the_request_begins_and_turns_that_the_log_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = [
+        {
+            "request": {"body": json.dumps(call["request"])},
+            "response": {"status": 200, "body": json.dumps(call["response"])},
+        }
+        for call in (logged_call("chat", index) for index in range(0, 80, 2))
+    ]
+    begun = [logged_call("messages", index) for index in range(80, 120, 2)]
+    for index, call in enumerate(begun):
+        answer = call["response"]["content"][1]
+        prefix = answer["text"][:3]
+        content = prefix if index % 2 else [{"type": "text", "text": prefix}]
+        call["request"]["messages"].append({"role": "assistant", "content": content})
+        answer["text"] = answer["text"][3:]
+    incomplete = [logged_call("responses", index) for index in range(4)]
+    for call, key in zip(incomplete, ["previous_response_id", "conversation"] * 2, strict=True):
+        call["request"][key] = "resp_1"
+    unanswered = logged_call("chat", 1) | {"response": None}
+    code, _ = run_import(monkeypatch, write_lines(tmp_path / "log.jsonl", [*raw, *begun, *incomplete, unanswered]))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "earlier_turns 4, failed_call 1; 60 of 65 rows can be used" in stderr
+    assert "previous_response_id: its earlier turns are not in the log" in stderr
+    rows = [json.loads(line) for line in (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["answer"] for row in rows] == [QUEUES[index % 3] for index in range(0, 120, 2)]
+    assert not any(row["text"].startswith("user:") for row in rows), "a begun answer is no turn of the text"
+
+
 @pytest.mark.parametrize("format_name", ["flat", "texts", "otlp", "event"])
 def test_spans_become_a_recipe_however_their_attributes_are_written(
     format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
