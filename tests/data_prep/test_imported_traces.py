@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from insource.config.load import load
 from tests.helpers.importing import QUEUES, SYSTEM, prepare_recipe, run_import, ticket_text, write_lines
 
 
@@ -157,6 +158,34 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
     recipe, report = prepare_recipe(recipe_path)
     assert (recipe.task.instruction, report["rows"]["read"]) == (SYSTEM, 60)
     assert recipe.compare.primary and recipe.compare.primary.baseline == "openai:gpt-4o-mini"
+
+
+def test_numbered_attributes_of_earlier_versions_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for index in range(60):
+        parts = json.dumps([{"type": "text", "text": ticket_text(index)}])
+        attributes = {
+            "gen_ai.request.model": "gpt-4o-mini",
+            "gen_ai.prompt.0.role": "system",
+            "gen_ai.prompt.0.content": SYSTEM,
+            "gen_ai.prompt.1.role": "user",
+            "gen_ai.prompt.1.content": parts if index % 2 else ticket_text(index),
+            "gen_ai.completion.0.role": "assistant",
+            "gen_ai.completion.0.content": json.dumps([QUEUES[index % 3], "late"]),
+            "gen_ai.completion.0.finish_reason": "length" if index == 7 else "stop",
+        }
+        if index == 8:
+            attributes["gen_ai.completion.0.tool_calls.0.name"] = "look_up"
+        rows.append({"name": "openai.chat", "attributes": attributes})
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "spans.jsonl", rows))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "cut 1, tool_call 1; 58 of 60 rows can be used" in stderr, stderr
+    assert "58 of 58 answers are JSON arrays of 4 labels" in stderr
+    first = json.loads((tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert (first["text"], sorted(first["answer"])) == (ticket_text(1), sorted([QUEUES[1], "late"]))
+    assert load(str(recipe_path), (), "cpu").recipe.task.instruction == SYSTEM
 
 
 def test_a_broken_span_costs_none_of_those_behind_it(
