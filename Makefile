@@ -125,7 +125,7 @@ test-check: setup ## Run all tests but the nightly ones (DURATIONS=tests/seconds
 
 check: lint types generated test-check ## Run lint, types, all tests but the nightly ones, and compare generated files with the code
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | constraint | serving (of RECIPE) | arithmetic | precision | recurrent | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | decisions | gateway_load | gpu_memory | chat_templates | labelling | curve | prediction | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | constraint | serving (of RECIPE) | arithmetic | precision | recurrent | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | decisions | gateway_load | gpu_memory | chat_templates | labelling | curve | tuned_curve | prediction | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read, and docs/errors.md

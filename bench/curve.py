@@ -208,7 +208,7 @@ def results_table(results: dict[str, Any]) -> str:
         group = [
             prediction for prediction in predictions if (prediction.data, prediction.train_rows) == (data, train_rows)
         ]
-        lines.append(_table_row(data, train_rows, group, results["target_gain"]))
+        lines.append(_table_row(data, train_rows, group, results["target_gain"], results["points"]))
     rows = f"{results['validation_rows']} validation rows, intervals at {1 - results['alpha']:.0%}"
     lines += [
         "",
@@ -218,7 +218,7 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table_row(data: str, train_rows: int, group: Sequence[Prediction], target_gain: float) -> str:
+def _table_row(data: str, train_rows: int, group: Sequence[Prediction], target_gain: float, n_sizes: int) -> str:
     def points(values: Sequence[float]) -> str:
         return f"{100 * float(np.mean(values)):.1f}"
 
@@ -238,7 +238,7 @@ def _table_row(data: str, train_rows: int, group: Sequence[Prediction], target_g
         points([prediction.high - prediction.low for prediction in group]),
         " / ".join(str(conclusions.count(name)) for name in ("helps", "enough", "undecided")),
         f"{wrong} of {len(group) - conclusions.count('undecided')}",
-        f"{np.mean([prediction.stops_after for prediction in group]):.1f} of {POINTS}",
+        f"{np.mean([prediction.stops_after for prediction in group]):.1f} of {n_sizes}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -66,6 +66,11 @@ def build_job(arguments: argparse.Namespace) -> Job:
     files = inputs.find_input_files(source, pattern)
     inputs.check_output(output_path, pattern, files)
     survey = inputs.survey_input(files, source, recipe, output.output_format(output_path) == "parquet")
+    for info in survey.files:
+        if names := info.get("columns_not_read"):
+            log_step(
+                "columns", f"{info['file']}: not in the output, because they hold binary values: {', '.join(names)}"
+            )
     return Job(
         run=trained_run,
         name=loaded.name,

@@ -18,6 +18,8 @@ from typing import Any
 from insource.tasks.source_record import UnusableRowError, to_text
 
 TRUNCATION_REASONS = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
+# Keys of a request whose earlier turns are stored at the provider (Responses API).
+EARLIER_TURN_KEYS = ("previous_response_id", "conversation")
 # Types of reasoning blocks, which are no part of the answer.
 REASONING_TYPES = ("thinking", "redacted_thinking", "reasoning")
 
@@ -42,16 +44,30 @@ def _make_call(request: Any, response: Any) -> ApiCall:
     """Return the call. Raise UnusableRowError if it failed or is incomplete."""
     if isinstance(response, list) or (isinstance(response, str) and response.startswith("data:")):
         raise UnusableRowError("streamed", "the response is the chunks of a stream; log the message that they make")
+    if response is None:
+        raise UnusableRowError("failed_call", "the call has no response")
     if not isinstance(response, dict) or response.get("error"):
         raise UnusableRowError("failed_call", f"the call failed: {to_text(response)[:60]}")
     if not isinstance(request, dict):
         raise UnusableRowError("bad_request", f"the request is no object: {to_text(request)[:60]}")
     # Logs of raw HTTP requests have the body one level down.
-    request = request["body"] if isinstance(request.get("body"), dict) else request
-    response = response["body"] if isinstance(response.get("body"), dict) else response
+    request, response = _unwrap_body(request), _unwrap_body(response)
+    if earlier := next((name for name in EARLIER_TURN_KEYS if request.get(name)), None):
+        raise UnusableRowError("earlier_turns", f"the request has {earlier}: its earlier turns are not in the log")
     model = request.get("model") or response.get("model")
-    answer = _response_message(response)
-    return ApiCall(model if isinstance(model, str) else None, [*_request_messages(request), answer])
+    messages, answer = _request_messages(request), _response_message(response)
+    if response.get("type") == "message" and messages and messages[-1].get("role") == "assistant":
+        # Anthropic's model continues an answer that the request begins.
+        begun = messages.pop().get("content")
+        parts = [part.get("text") for part in begun] if isinstance(begun, list) else [begun]
+        answer["content"] = "".join(map(to_text, [*parts, answer["content"]]))
+    return ApiCall(model if isinstance(model, str) else None, [*messages, answer])
+
+
+def _unwrap_body(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a request or a response: an object, or its JSON."""
+    body = _decode_if_json(message.get("body"))
+    return body if isinstance(body, dict) else message
 
 
 def _request_messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ def check_rows(
         if isinstance(example, UnusableRowError):
             outcome.selected += example.reason != "other_span"
             continue
-        if example.system != recipe_source.system and (recipe_source.filters_system or converted):
+        if example.system.strip() != recipe_source.system.strip() and (recipe_source.filters_system or converted):
             outcome.other_system += 1
             continue
         outcome.selected += 1

@@ -9,6 +9,7 @@ out  ApiCall("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"r
 
 Source: OpenTelemetry semantic conventions for generative AI (development; the attributes since 1.37). The attributes
 may be JSON texts or structured. They are read from spans and from the event gen_ai.client.inference.operation.details.
+Spans of older versions of OpenLLMetry have numbered attributes instead: gen_ai.prompt.0.role and so on.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from data_prep.readers.dotted_paths import parse_json_text
 from insource.tasks.source_record import UnusableRowError, to_text
 
 INPUT_KEY, OUTPUT_KEY, SYSTEM_KEY = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
+PROMPT_PREFIX, COMPLETION_PREFIX = "gen_ai.prompt.", "gen_ai.completion."
 MODEL_KEYS = ("gen_ai.request.model", "gen_ai.response.model")
 
 
@@ -46,6 +48,8 @@ def _iterate_spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
     """Return the call of a span. Raise UnusableRowError if it is no complete model call."""
+    if f"{COMPLETION_PREFIX}0.role" in attributes or f"{COMPLETION_PREFIX}0.content" in attributes:
+        return _make_numbered_call(attributes)
     if OUTPUT_KEY not in attributes or INPUT_KEY not in attributes:
         if not any(name.startswith("gen_ai.request.") for name in attributes):
             raise UnusableRowError("other_span", "the span is no call of a model")
@@ -57,10 +61,54 @@ def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
     outputs = _parse_list(attributes[OUTPUT_KEY], OUTPUT_KEY)
     if not outputs:
         raise UnusableRowError("no_answer", f"{OUTPUT_KEY} is empty")
-    if (reason := outputs[0].get("finish_reason")) in ("length", "content_filter", "error"):
+    _check_complete(outputs[0].get("finish_reason"))
+    return ApiCall(_find_model(attributes), [*messages, {**_make_message(outputs[0]), "role": "assistant"}])
+
+
+def _make_numbered_call(attributes: Mapping[str, Any]) -> ApiCall:
+    """Return the call of a span with numbered attributes. Raise UnusableRowError if it is no complete one."""
+    prompt, answers = _collect_numbered(attributes, PROMPT_PREFIX), _collect_numbered(attributes, COMPLETION_PREFIX)
+    if not prompt:
+        raise UnusableRowError("no_content", f"the span has no {PROMPT_PREFIX}0.content")
+    _check_complete(answers[0].get("finish_reason"))
+    messages = [*prompt, answers[0] | {"role": "assistant"}]
+    if any(name.startswith(("tool_calls.", "function_call.")) for message in messages for name in message):
+        raise UnusableRowError("tool_call", "the conversation holds a tool_call; only texts can be learnt from")
+    return ApiCall(
+        _find_model(attributes),
+        [
+            {"role": message.get("role", "user"), "content": _parse_parts(message.get("content"))}
+            for message in messages
+        ],
+    )
+
+
+def _parse_parts(content: Any) -> Any:
+    """Return the parts in a JSON text; a content that is no list of parts unchanged."""
+    parts = parse_json_text(content)
+    is_parts = isinstance(parts, list) and all(isinstance(part, dict) and "type" in part for part in parts)
+    return parts if is_parts and parts else content
+
+
+def _collect_numbered(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
+    """Return [{"role": ..., "content": ...}] of the attributes <prefix><number>.<name>, by number."""
+    messages: dict[int, dict[str, Any]] = {}
+    for key, value in attributes.items():
+        number, _, name = key.removeprefix(prefix).partition(".")
+        if key.startswith(prefix) and number.isdecimal():
+            messages.setdefault(int(number), {})[name] = value
+    return [messages[number] for number in sorted(messages)]
+
+
+def _check_complete(reason: Any) -> None:
+    """Raise UnusableRowError if the answer was truncated or filtered."""
+    if reason in ("length", "content_filter", "error"):
         raise UnusableRowError("cut" if reason == "length" else "refusal", f"the answer ended by {reason}")
-    model = next((attributes[name] for name in MODEL_KEYS if isinstance(attributes.get(name), str)), None)
-    return ApiCall(model, [*messages, {**_make_message(outputs[0]), "role": "assistant"}])
+
+
+def _find_model(attributes: Mapping[str, Any]) -> str | None:
+    """Return the model of a span."""
+    return next((attributes[name] for name in MODEL_KEYS if isinstance(attributes.get(name), str)), None)
 
 
 def _make_message(message: Mapping[str, Any]) -> dict[str, Any]:

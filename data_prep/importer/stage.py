@@ -161,7 +161,10 @@ def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
 
 
 def _choose_system(survey: Survey, number: int | None) -> str:
-    """Return the system message of the rows to import. Raise RecipeError if it is ambiguous."""
+    """Return the system message of the rows to import, without white space around it.
+
+    Raise RecipeError if it is ambiguous.
+    """
     frequent = survey.systems.most_common()
     if number is not None:
         if not 1 <= number <= len(frequent):
@@ -198,10 +201,12 @@ def _choose_source(
         preamble = Preamble()  # {input} in the preamble would be ambiguous
     if preamble:
         survey.require_conversion("the common beginning or end of all texts moves into the instruction")
-    if has_several_systems and (task.kind == "preference" or not survey.has_plain_system or not system.strip()):
+    spellings = survey.system_spellings[system].most_common()
+    is_filterable = survey.has_plain_system and len(spellings) == 1 and system != ""
+    if has_several_systems and (task.kind == "preference" or not is_filterable):
         survey.require_conversion("rows with another system message are left out")
     in_place = not survey.conversion_reasons
-    source = RecipeSource(train, test, {}, system, preamble, has_several_systems and in_place, None, 0.0, ())
+    source = RecipeSource(train, test, {}, spellings[0][0], preamble, has_several_systems and in_place, None, 0.0, ())
     if in_place:
         pair = {"text": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
         return replace(source, columns=pair if task.kind == "preference" else {"messages": "messages"})

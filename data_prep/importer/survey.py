@@ -5,6 +5,7 @@ Everything is counted while the rows pass, so that a large log needs no more mem
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,15 @@ from insource.text.text_keys import label_key
 
 # Maximum length of a label; of longer answers only the number is counted.
 MAX_LABEL_CHARACTERS, MAX_ANSWERS = 80, 5000
+# Maximum number of spellings of one label or of one system message that are told apart.
+MAX_SPELLINGS = 20
 # A preamble is common to at least this fraction of the first texts, has a minimum length, and ends at a line or
 # heading.
 MAX_SAMPLE_TEXTS, MIN_PREAMBLE_FRACTION, MIN_PREAMBLE_CHARACTERS = 2000, 0.95, 20
 MAX_PROBLEMS_SHOWN = 5
 # Maximum number of distinct system messages; of further ones only the number of rows is counted.
 MAX_SYSTEMS = 200
+_CODE_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass
@@ -35,12 +39,14 @@ class AnswerStatistics:
     """Bytes of the longest text with its answer in UTF-8."""
     short_answers: Counter[str] = field(default_factory=Counter)
     """Rows per answer that may be a label, by label_key."""
-    first_spellings: dict[str, str] = field(default_factory=dict)
-    """The first spelling of each short answer."""
+    spellings: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows per spelling of each short answer."""
     too_many: bool = False
     """Whether there are more than MAX_ANSWERS distinct short answers."""
     object_rows: int = 0
     """Rows with a JSON object as the answer."""
+    fenced_rows: int = 0
+    """Rows with JSON in a Markdown code fence as the answer."""
     shape: Shape = field(default_factory=Shape)
     """The shape of these objects."""
     list_rows: int = 0
@@ -65,7 +71,12 @@ class AnswerStatistics:
                 self.too_many = True
             else:
                 self.short_answers[key] += 1
-                self.first_spellings.setdefault(key, answer)
+                _count_spelling(self.spellings.setdefault(key, Counter()), answer)
+        self.fenced_rows += _is_fenced_json(answer)
+
+    def most_frequent_spelling(self, key: str) -> str:
+        """Return the most frequent spelling of a short answer, the first one of several."""
+        return self.spellings[key].most_common(1)[0][0]
 
 
 @dataclass
@@ -82,7 +93,9 @@ class Survey:
     shown_by_reason: Counter[str] = field(default_factory=Counter)
     """How many of the shown problems have each reason."""
     systems: Counter[str] = field(default_factory=Counter)
-    """Rows per system message, "" for none."""
+    """Rows per system message without white space around it, "" for none."""
+    system_spellings: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows per system message as written, by the message without white space around it."""
     n_uncounted_systems: int = 0
     """Rows whose system message exceeded the maximum number."""
     models: Counter[str] = field(default_factory=Counter)
@@ -128,14 +141,16 @@ class Survey:
         self.preference_pairs += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
-        if example.system not in self.systems and len(self.systems) >= MAX_SYSTEMS:
+        system = example.system.strip()
+        if system not in self.systems and len(self.systems) >= MAX_SYSTEMS:
             self.n_uncounted_systems += 1
             return
-        self.systems[example.system] += 1
-        texts = self.sample_texts.setdefault(example.system, [])
+        self.systems[system] += 1
+        _count_spelling(self.system_spellings.setdefault(system, Counter()), example.system)
+        texts = self.sample_texts.setdefault(system, [])
         if len(texts) < MAX_SAMPLE_TEXTS and example.turns == 1:
             texts.append(example.text)
-        answers = self.answers.setdefault(example.system, AnswerStatistics())
+        answers = self.answers.setdefault(system, AnswerStatistics())
         answers.add(example.answer)
         row_bytes = len(example.text.encode()) + len(example.answer.encode())
         answers.longest_row_bytes = max(answers.longest_row_bytes, row_bytes)
@@ -192,6 +207,18 @@ def _most_common_prefix(texts: list[str], length: int) -> tuple[str, int]:
     """Return the most common prefix of this length, and the number of texts that have it."""
     top = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
     return top[0] if top else ("", 0)
+
+
+def _count_spelling(spellings: Counter[str], spelling: str) -> None:
+    """Count a spelling, unless it is new and there are MAX_SPELLINGS."""
+    if spelling in spellings or len(spellings) < MAX_SPELLINGS:
+        spellings[spelling] += 1
+
+
+def _is_fenced_json(text: str) -> bool:
+    """Return whether a text is a JSON object or array in a Markdown code fence."""
+    match = _CODE_FENCE.fullmatch(text)
+    return match is not None and _parse_json_container(match[1]) is not None
 
 
 def _parse_json_container(text: str) -> Any:

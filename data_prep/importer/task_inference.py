@@ -74,16 +74,47 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
         reason = f"{answers.list_rows:,} of {answers.rows:,} answers are JSON arrays of {n_labels} labels"
         return InferredTask("classification", reason, n_labels=n_labels, has_label_sets=True)
     return _infer_classification(answers) or InferredTask(
-        "generation", f"{answers.rows:,} answers are texts of their own{extraction_note}"
+        "generation", _explain_generation(answers) + extraction_note + _explain_json(answers)
     )
+
+
+def _explain_generation(answers: AnswerStatistics) -> str:
+    """Return why the answers are texts: what they have of labels, and what labels need."""
+    short_rows, n_short = answers.short_answers.total(), len(answers.short_answers)
+    if answers.too_many or short_rows < MIN_FITTING_FRACTION * answers.rows or 2 * n_short > answers.rows:
+        return f"{answers.rows:,} answers are texts of their own"
+    return (
+        f"{answers.rows:,} answers are {n_short:,} different short texts, which are no labels: a label needs "
+        f"{_min_rows_per_label(answers)} rows, and {MIN_FITTING_FRACTION:.0%} of the answers must be labels"
+    )
+
+
+def _explain_json(answers: AnswerStatistics) -> str:
+    """Return what the JSON answers of a file lack that is no extraction; "" if there are few."""
+    if answers.fenced_rows >= 0.5 * answers.rows:
+        return (
+            f"; {answers.fenced_rows:,} are JSON in a code fence: without the fences they would be records, but the "
+            "model answers with them"
+        )
+    if 0.5 * answers.rows <= answers.object_rows < MIN_FITTING_FRACTION * answers.rows:
+        return (
+            f"; {answers.object_rows:,} are JSON objects, and for extraction {MIN_FITTING_FRACTION:.0%} must be: "
+            "remove or correct the others"
+        )
+    return ""
+
+
+def _min_rows_per_label(answers: AnswerStatistics) -> int:
+    """Return the minimum number of rows of a label."""
+    return MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
 
 
 def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     """Return a classification task if enough of the answers are labels, else None."""
-    min_rows = MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
+    min_rows = _min_rows_per_label(answers)
     frequent = Counter({key: rows for key, rows in answers.short_answers.items() if rows >= min_rows})
     if len(answers.short_answers) == 1 and answers.short_answers.total() == answers.rows:
-        (label,) = answers.first_spellings.values()
+        (label,) = map(answers.most_frequent_spelling, answers.short_answers)
         raise RecipeError(
             f"all {answers.rows:,} answers are {label!r}; at least two different answers are needed", code="INS-D025"
         )
@@ -93,6 +124,6 @@ def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     rare = len(answers.short_answers) - len(frequent)
     reason = f"{frequent.total():,} of {answers.rows:,} answers are one of {len(frequent)} short texts"
     if len(frequent) <= MAX_LABELS_IN_RECIPE:
-        labels = tuple(clean_label(answers.first_spellings[key]) for key, _ in frequent.most_common())
+        labels = tuple(clean_label(answers.most_frequent_spelling(key)) for key, _ in frequent.most_common())
         return InferredTask("classification", reason, labels, len(frequent), rare, min_rows)
     return InferredTask("classification", reason, (), len(frequent), rare, min_rows)

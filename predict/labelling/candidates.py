@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.readers import dotted_paths
-from data_prep.rows.labelled_rows import list_answer_columns
+from data_prep.rows.labelled_rows import ends_in_answer, find_messages, list_answer_columns
 from data_prep.rows.row_filter import RowFilter
 from data_prep.selection import row_ranking
 from data_prep.selection.repeated_rows import find_repeats
@@ -127,7 +127,7 @@ def _find_reason(
         return row.problem
     names = [*recipe.data.where, *answers, *([recipe.data.split.group] if recipe.data.split.group else [])]
     values = {**row.columns, **dotted_paths.resolve_columns(row.columns, [name for name in names if "." in name])}
-    if any(to_text(values.get(name)).strip() for name in answers):
+    if any(to_text(values.get(name)).strip() for name in answers) or ends_in_answer(find_messages(values, recipe)):
         return "labelled"
     if recipe.data.where and not row_filter.accepts(values):
         return "filtered"

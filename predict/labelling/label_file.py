@@ -20,6 +20,7 @@ from data_prep.rows.labelled_rows import (
     escape_cell,
     list_answer_columns,
     list_suggestion_columns,
+    list_text_columns,
 )
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
@@ -34,11 +35,15 @@ def format_label_file(rows: Sequence[ScoredRow], recipe: Recipe, with_suggestion
 
     Raise RecipeError if a column of INPUT has the name of a column that is added.
     """
-    answers, suggestions = list_answer_columns(recipe), list_suggestion_columns(recipe)
+    answers, suggestions, texts = (
+        list_answer_columns(recipe),
+        list_suggestion_columns(recipe),
+        list_text_columns(recipe),
+    )
     input_columns = [
         name for name in dict.fromkeys(name for row in rows for name in row.columns) if name not in answers
     ]
-    added = [ROW_ID_COLUMN, *suggestions]
+    added = [ROW_ID_COLUMN, *texts, *suggestions]
     if clash := [name for name in input_columns if name in added]:
         raise RecipeError(
             f"INPUT: it has columns {', '.join(clash)}, which the file to label has too; rename them", code="INS-P003"
@@ -46,7 +51,7 @@ def format_label_file(rows: Sequence[ScoredRow], recipe: Recipe, with_suggestion
     id_column = recipe.data.columns.id
     if id_column is not None and id_column not in input_columns:
         input_columns.insert(0, id_column)
-    header = [ROW_ID_COLUMN, *input_columns, *answers, *(suggestions if with_suggestions else [])]
+    header = [ROW_ID_COLUMN, *input_columns, *texts, *answers, *(suggestions if with_suggestions else [])]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow([escape_cell(name) for name in header])
@@ -55,6 +60,7 @@ def format_label_file(rows: Sequence[ScoredRow], recipe: Recipe, with_suggestion
         values: dict[str, Any] = {
             **dict.fromkeys(input_columns),
             **row.columns,
+            **dict.fromkeys(texts, row.text),
             **dict.fromkeys(answers),
             ROW_ID_COLUMN: row_id,
         }

@@ -146,7 +146,7 @@ def _check_supported(recipe: Recipe, uses_linear_model: bool) -> None:
     if kind not in ("classification", "extraction"):
         raise RecipeError(f"task.kind: make label supports {supported}; the recipe's task is {kind}", code="INS-R006")
     unsupported = {
-        "messages": columns.messages,
+        "messages": columns.messages if kind == "extraction" else None,
         "slots": columns.slots,
         "tags": columns.tags,
         "targets": columns.targets,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import dotted_paths, limits, read, sources
-from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from data_prep.rows import input_text
 from data_prep.rows.columns import check_input_columns, input_columns
 from deploy.answers.request_errors import RequestError
@@ -113,7 +113,8 @@ def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_t
     for file in files:
         sha256 = sources.sha256(file, source)
         rows, seen_columns = 0, dict[str, Any]()
-        for chunk in iter_chunks(file, source, recipe):
+        file_info, chunks = _open_chunks(file, source, recipe)
+        for chunk in chunks:
             for row in chunk:
                 if not _has_input_columns(seen_columns, recipe):
                     seen_columns |= _with_nested_columns(row.values, recipe)
@@ -128,7 +129,8 @@ def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_t
         if seen_columns:
             check_input_columns(file.name, seen_columns, recipe)
         total += rows
-        file_infos.append({"file": file.name, "sha256": sha256, "rows": rows})
+        unread = {"columns_not_read": names} if (names := file_info.get("columns_not_read")) else {}
+        file_infos.append({"file": file.name, "sha256": sha256, "rows": rows, **unread})
     return InputSurvey(file_infos, total, types)
 
 
@@ -210,10 +212,15 @@ def iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[li
 
     Chunks are the same at each reading.
     """
+    return _open_chunks(file, source, recipe)[1]
+
+
+def _open_chunks(file: SourceFile, source: Source, recipe: Recipe) -> tuple[FileInfo, Iterator[list[SourceRow]]]:
+    """Return what the reader detected in a file, and its rows in chunks."""
     columns = list(input_columns(recipe).values())
     columns = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
-    _, rows = read.read(file, source, columns)
-    return limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
+    info, rows = read.read(file, source, columns)
+    return info, limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
 
 
 def _with_nested_columns(values: Mapping[str, object], recipe: Recipe) -> dict[str, object]:

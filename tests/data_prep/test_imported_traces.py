@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from insource.config.load import load
 from tests.helpers.importing import QUEUES, SYSTEM, prepare_recipe, run_import, ticket_text, write_lines
 
 
@@ -96,6 +97,36 @@ def otlp_value(value: Any) -> dict[str, Any]:
     return {"stringValue": value}
 
 
+def test_raw_bodies_answers_that_the_request_begins_and_turns_that_the_log_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = [
+        {
+            "request": {"body": json.dumps(call["request"])},
+            "response": {"status": 200, "body": json.dumps(call["response"])},
+        }
+        for call in (logged_call("chat", index) for index in range(0, 80, 2))
+    ]
+    begun = [logged_call("messages", index) for index in range(80, 120, 2)]
+    for index, call in enumerate(begun):
+        answer = call["response"]["content"][1]
+        prefix = answer["text"][:3]
+        content = prefix if index % 2 else [{"type": "text", "text": prefix}]
+        call["request"]["messages"].append({"role": "assistant", "content": content})
+        answer["text"] = answer["text"][3:]
+    incomplete = [logged_call("responses", index) for index in range(4)]
+    for call, key in zip(incomplete, ["previous_response_id", "conversation"] * 2, strict=True):
+        call["request"][key] = "resp_1"
+    unanswered = logged_call("chat", 1) | {"response": None}
+    code, _ = run_import(monkeypatch, write_lines(tmp_path / "log.jsonl", [*raw, *begun, *incomplete, unanswered]))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "earlier_turns 4, failed_call 1; 60 of 65 rows can be used" in stderr
+    assert "previous_response_id: its earlier turns are not in the log" in stderr
+    rows = [json.loads(line) for line in (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["answer"] for row in rows] == [QUEUES[index % 3] for index in range(0, 120, 2)]
+    assert not any(row["text"].startswith("user:") for row in rows), "a begun answer is no turn of the text"
+
+
 @pytest.mark.parametrize("format_name", ["flat", "texts", "otlp", "event"])
 def test_spans_become_a_recipe_however_their_attributes_are_written(
     format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,6 +158,34 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
     recipe, report = prepare_recipe(recipe_path)
     assert (recipe.task.instruction, report["rows"]["read"]) == (SYSTEM, 60)
     assert recipe.compare.primary and recipe.compare.primary.baseline == "openai:gpt-4o-mini"
+
+
+def test_numbered_attributes_of_earlier_versions_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for index in range(60):
+        parts = json.dumps([{"type": "text", "text": ticket_text(index)}])
+        attributes = {
+            "gen_ai.request.model": "gpt-4o-mini",
+            "gen_ai.prompt.0.role": "system",
+            "gen_ai.prompt.0.content": SYSTEM,
+            "gen_ai.prompt.1.role": "user",
+            "gen_ai.prompt.1.content": parts if index % 2 else ticket_text(index),
+            "gen_ai.completion.0.role": "assistant",
+            "gen_ai.completion.0.content": json.dumps([QUEUES[index % 3], "late"]),
+            "gen_ai.completion.0.finish_reason": "length" if index == 7 else "stop",
+        }
+        if index == 8:
+            attributes["gen_ai.completion.0.tool_calls.0.name"] = "look_up"
+        rows.append({"name": "openai.chat", "attributes": attributes})
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "spans.jsonl", rows))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "cut 1, tool_call 1; 58 of 60 rows can be used" in stderr, stderr
+    assert "58 of 58 answers are JSON arrays of 4 labels" in stderr
+    first = json.loads((tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert (first["text"], sorted(first["answer"])) == (ticket_text(1), sorted([QUEUES[1], "late"]))
+    assert load(str(recipe_path), (), "cpu").recipe.task.instruction == SYSTEM
 
 
 def test_a_broken_span_costs_none_of_those_behind_it(

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.helpers.importing import (
     MODEL,
     QUEUES,
+    SYSTEM,
     chat_row,
     prepare_recipe,
     run_import,
@@ -223,6 +224,44 @@ def test_answers_decide_the_task() -> None:
     assert empty.json_schema and list(empty.json_schema["properties"]) == ["a", "b", "c", "d"]
     nested: Any = {"a": {"b": {"c": {"d": {"e": 1}}}}}
     assert "objects more than" in decide_kind([json.dumps(nested)] * 60).reason
+
+
+def test_a_generation_says_what_its_answers_lack_of_labels_and_of_records() -> None:
+    def explain(answers: Iterable[str]) -> str:
+        statistics = survey.AnswerStatistics()
+        for answer in answers:
+            statistics.add(answer)
+        task = task_inference.infer_task(statistics, 0)
+        assert task.kind == "generation"
+        return task.reason
+
+    few = explain(["refund", "delivery", "account", "login"] * 3)
+    assert "12 answers are 4 different short texts" in few and "a label needs 4 rows" in few
+    records = [json.dumps({"total": index}) for index in range(80)]
+    assert "80 are JSON objects, and for extraction 90% must be" in explain([*records, *["I do not know"] * 20])
+    assert "80 are JSON in a code fence" in explain(f"```json\n{record}\n```" for record in records)
+    assert "JSON" not in explain(f"Answer number {index} is its own" for index in range(60))
+
+
+def test_the_most_frequent_spelling_of_a_label_is_the_label() -> None:
+    statistics = survey.AnswerStatistics()
+    for answer in ["REFUND", *["refund"] * 20, *["delivery"] * 20, "Delivery."]:
+        statistics.add(answer)
+    assert task_inference.infer_task(statistics, 0).labels == ("refund", "delivery")
+
+
+@pytest.mark.parametrize("other", [0, 12])
+def test_white_space_around_a_system_message_makes_no_other_task(
+    other: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*ticket_rows(60, f"{SYSTEM}\n"), *ticket_rows(90)[60:], *ticket_rows(90 + other, "Other task.")[90:]]
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "train.jsonl", rows), "--model", MODEL)
+    stderr = capsys.readouterr().err
+    assert code == 0 and ("left out  12 rows with 1 other system message" in stderr) is bool(other)
+    recipe, report = prepare_recipe(recipe_path)
+    assert report["rows"]["read"] == 90 and recipe.task.instruction == SYSTEM
+    messages = recipe.compare.baselines[0].messages
+    assert messages and messages[0].content == f"{SYSTEM}\n", "the model gets the spelling of most of its rows"
 
 
 def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -209,6 +209,28 @@ def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(
     assert output_rows[1]["talk"] == [user_turn, assistant_turn] and "no user turn" in output_rows[2]["refused"]
 
 
+def test_a_table_of_texts_goes_into_a_recipe_of_chats(tmp_path: Path, address: str) -> None:
+    prediction_run = make_run(tmp_path, columns="{messages: messages}")
+    rows = write_csv(tmp_path / "in.csv", [{"body": text} for text in TEXTS[:9]])
+    with raises_error(RecipeError, "INS-D021", match="data.columns.messages: there is no column 'messages'"):
+        prediction_run.predict(rows, "out.csv", address, "data.columns.text=body")
+    settings = ["data.columns.messages=null", "data.columns.text=body"]
+    output_rows = read_output(prediction_run.predict(rows, "out.csv", address, *settings))
+    assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:9]]
+
+
+def test_binary_columns_are_left_out_and_named(
+    prediction_run: PredictionRun, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.table({"message": TEXTS[:3], "scan": [b"\x89PNG", None, b"\xff"], "number": [1, 2, 3]})
+    pq.write_table(table, prediction_run.folder / "in.parquet")
+    output_rows = read_output(prediction_run.predict(prediction_run.folder / "in.parquet", "out.parquet", address))
+    assert [(row["message"], row["number"]) for row in output_rows] == [*zip(TEXTS[:3], [1, 2, 3], strict=True)]
+    assert "scan" not in output_rows[0] and "in.parquet: not in the output" in capsys.readouterr().err
+    about = atomic_files.read_json(prediction_run.output_path("out.parquet.about.json"))
+    assert about["input"][0]["columns_not_read"] == ["scan"]
+
+
 def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     prediction_run: PredictionRun,
     engine: StandInEngine,

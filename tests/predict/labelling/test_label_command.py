@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep import prepare
+from data_prep.rows.labelled_rows import restore_cell
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
@@ -154,6 +156,45 @@ def test_from_unlabelled_rows_to_train_rows_and_back_hostile_cells_included(
     expected = {text for text in texts if any(duplicate_key(text) == duplicate_key(found) for found in added)}
     assert {*added} == expected and len(added) == 25, "texts come back unchanged"
     assert report["rows"]["unlabelled"] == 5 and report["provenance"]["human_suggested"]["train"] == 25
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_chats_are_labelled_as_texts_and_come_back_as_chats(tmp_path: Path, delimiter: str) -> None:
+    make_recipe(tmp_path, columns="{messages: chat.messages, label: queue}")
+    system = {"role": "system", "content": "Route it."}
+
+    def write_chats(name: str, texts: Sequence[str], labels: Sequence[str]) -> Path:
+        chats = [[system, {"role": "user", "content": text}] for text in texts]
+        for chat, queue in zip(chats, labels, strict=False):
+            chat.append({"role": "assistant", "content": queue})
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"chat": {"messages": chat}}) + "\n" for chat in chats), encoding="utf-8")
+        return path
+
+    own_texts = make_texts(240, seed=1)
+    write_chats("rows.jsonl", own_texts, [LABELS[number % 3] for number in range(240)])
+    recipe_path = tmp_path / f"{TASK_NAME}.yaml"
+    where = "  where: {chat.messages.0.content: Route it.}\n"
+    recipe_text = recipe_path.read_text(encoding="utf-8").replace("rows.csv", "rows.jsonl")
+    recipe_path.write_text(recipe_text.replace("data:\n", f"data:\n{where}"), encoding="utf-8")
+    texts = HOSTILE_TEXTS + make_texts(30, seed=2)
+    path = label(tmp_path, write_chats("in.jsonl", [*texts, *make_texts(4, seed=3)], []), "--rows", "20")
+    written = read_label_file(path)
+    assert [*written[0]][-4:] == ["label_text", "queue", "suggested_queue", "suggestion_confidence"]
+    assert {restore_cell(row["label_text"]) for row in written} <= {*texts, *make_texts(4, seed=3)}
+    labels = [LABELS[number % 3] if number < 15 else "" for number in range(20)]
+    rows = [{**row, "queue": queue} for row, queue in zip(written, labels, strict=True)]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    splits, report = prepare_with(tmp_path, path)
+    added = {row["input"]["text"]: row["target"] for row in splits["train"] if "provenance" in row}
+    assert added == {restore_cell(row["label_text"]): row["queue"] for row in rows if row["queue"]}
+    assert report["rows"]["unlabelled"] == 5 and report["provenance"]["human_suggested"]["train"] == 15
+    answered = write_chats("answered.jsonl", make_texts(5, seed=4), [*LABELS][:2])
+    about = read_about(label(tmp_path, answered, "--force", "--rows", "3"))
+    assert about["left_out"]["labelled"] == 2, "a chat that ends in an answer has a label"
 
 
 def test_all_hostile_cells_come_back_unchanged(folder: Path) -> None:
@@ -302,7 +343,7 @@ def test_a_file_that_was_filled_in_is_not_replaced_without_force(folder: Path) -
         ),
         ({"task": "{kind: generation, instruction: Summarize it.}", "columns": "{text: message}"}, "task.kind"),
         ({"task": EXTRACTOR_TASK, "columns": "{text: message}"}, "run `make train` first"),
-        ({"columns": "{messages: messages}"}, "data.columns.messages"),
+        ({"task": EXTRACTOR_TASK, "columns": "{messages: messages}"}, "data.columns.messages"),
     ],
 )
 def test_tasks_that_cannot_be_labelled_so_are_refused_in_words(
