@@ -1,11 +1,13 @@
-"""Chat templates with pinned variables: the template's switch for thinking, and today's date.
+"""Chat templates with pinned variables: the template's switch for thinking, today's date, and other options.
 
     {% set enable_thinking = false %}
+    {% set date_string = {}.unset_date_string %}
     {% macro strftime_now(format) %}{{ {"%d %b %Y": "01 Jan 2026"}[format] }}{% endmacro %}
     <the published template>
 
-Client requests may set template variables, and the date changes. Pinned values are part of the template that is hashed,
-saved beside the adapter and given to the server, so neither can change a prompt.
+Client requests may set template variables (`chat_template_kwargs`, `reasoning_effort`), and the date changes. Pinned
+values are part of the template that is hashed, saved beside the adapter and given to the server, so neither can change
+a prompt. Options such as `date_string` of Llama 3 stay undefined, as in training. Messages and tools are not pinned.
 """
 
 import json
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Environment, TemplateError, meta, nodes
 
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Template
@@ -23,6 +25,10 @@ from insource.config.schema.train import Template
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 CLOCK_FUNCTION = "strftime_now"
 UNSET = "not set"
+# Variables that each rendering has, beside the special tokens (`bos_token`), and names with a meaning in Jinja.
+RENDERING_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+SPECIAL_TOKEN_SUFFIXES = ("_token", "_tokens")
+JINJA_NAMES = {"caller", "kwargs", "loop", "self", "super", "varargs"}
 # Default date of a template that prints today's date. It is constant, so that training is repeatable.
 DEFAULT_DATE = date(2026, 1, 1)
 
@@ -41,32 +47,49 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
 
     `name` is the base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
     """
-    tree = _parse_template(template, name)
+    environment, tree = _parse_template(template, name)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     clock, date_values = "", {}
     if CLOCK_FUNCTION in names:
         day = DEFAULT_DATE if settings.date == "auto" else date.fromisoformat(settings.date)
         clock, date_values = _clock_macro(tree, day, name), {"date": day.isoformat()}
     switches = [switch for switch in THINKING_SWITCHES if switch in names]
+    options = _find_options(environment, tree) - {*switches, CLOCK_FUNCTION}
+    constants = "".join(_set_statement(option, UNSET) for option in sorted(options)) + clock
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
-        # A missing attribute of an empty mapping is undefined, and no client can set it.
-        value = "{}.unset" if choice == UNSET else str(choice).lower()
-        prologue = "".join(f"{{% set {switch} = {value} %}}\n" for switch in switches)
-        yield PinnedTemplate(prologue + clock + template, {**dict.fromkeys(switches, choice), **date_values})
+        prologue = "".join(_set_statement(switch, choice) for switch in switches) + constants
+        yield PinnedTemplate(prologue + template, {**dict.fromkeys(switches, choice), **date_values})
     if not switches:
-        yield PinnedTemplate(clock + template, date_values)
+        yield PinnedTemplate(constants + template, date_values)
 
 
-def _parse_template(template: str, name: str) -> nodes.Template:
+def _set_statement(variable: str, value: bool | str) -> str:
+    # A missing attribute of an empty mapping is undefined, and no client can set it. Errors of Jinja name it.
+    literal = f"{{}}.unset_{variable}" if value == UNSET else str(value).lower()
+    return f"{{% set {variable} = {literal} %}}\n"
+
+
+def _find_options(environment: Environment, tree: nodes.Template) -> set[str]:
+    """Return the variables that a template reads and nothing defines: a client could set them.
+
+    Among them are variables that the template itself sets in some of its branches only.
+    """
+    given = {*RENDERING_VARIABLES, *JINJA_NAMES, *environment.globals}
+    undeclared = meta.find_undeclared_variables(tree) - given
+    return {variable for variable in undeclared if not variable.endswith(SPECIAL_TOKEN_SUFFIXES)}
+
+
+def _parse_template(template: str, name: str) -> tuple[Environment, nodes.Template]:
     # transformers and vLLM render in this environment, with its extensions and its trimming of line breaks.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        tree: nodes.Template = _compile_jinja_template(template).environment.parse(template)
+        environment: Environment = _compile_jinja_template(template).environment
+        tree = environment.parse(template)
     except TemplateError as error:
         raise RecipeError(f"model.base: the chat template of {name} cannot be read: {error}", code="INS-T007") from None
-    return tree
+    return environment, tree
 
 
 def _clock_macro(tree: nodes.Template, day: date, name: str) -> str:
