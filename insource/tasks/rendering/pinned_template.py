@@ -23,11 +23,12 @@ from insource.config.schema.train import Template
 
 # Template variables that enable thinking.
 THINKING_SWITCHES = ("enable_thinking", "thinking")
+EFFORT_SWITCH, NO_EFFORT = "reasoning_effort", "none"
 CLOCK_FUNCTION = "strftime_now"
 UNSET = "not set"
 # Variables that each rendering has, beside the special tokens (`bos_token`), and names with a meaning in Jinja.
 RENDERING_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
-SPECIAL_TOKEN_SUFFIXES = ("_token", "_tokens")
+SPECIAL_SUFFIX = "_token"
 JINJA_NAMES = {"caller", "kwargs", "loop", "self", "super", "varargs"}
 # Default date of a template that prints today's date. It is constant, so that training is repeatable.
 DEFAULT_DATE = date(2026, 1, 1)
@@ -45,7 +46,8 @@ class PinnedTemplate:
 def pin_template(template: str, settings: Template, name: str) -> Iterator[PinnedTemplate]:
     """Yield the template pinned by the recipe's settings; for `auto` with thinking off, then with the switch undefined.
 
-    `name` is the base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
+    A template that has `reasoning_effort` as its only switch comes with that undefined, then with "none". `name` is the
+    base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
     """
     environment, tree = _parse_template(template, name)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
@@ -60,13 +62,18 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
     for choice in choices if switches else ():
         prologue = "".join(_set_statement(switch, choice) for switch in switches) + constants
         yield PinnedTemplate(prologue + template, {**dict.fromkeys(switches, choice), **date_values})
-    if not switches:
-        yield PinnedTemplate(constants + template, date_values)
+    if switches:
+        return
+    yield PinnedTemplate(constants + template, date_values)
+    if EFFORT_SWITCH in options and settings.enable_thinking is not True:
+        effort = _set_statement(EFFORT_SWITCH, NO_EFFORT)
+        constants = constants.replace(_set_statement(EFFORT_SWITCH, UNSET), effort)
+        yield PinnedTemplate(constants + template, {EFFORT_SWITCH: NO_EFFORT, **date_values})
 
 
 def _set_statement(variable: str, value: bool | str) -> str:
     # A missing attribute of an empty mapping is undefined, and no client can set it. Errors of Jinja name it.
-    literal = f"{{}}.unset_{variable}" if value == UNSET else str(value).lower()
+    literal = f"{{}}.unset_{variable}" if value == UNSET else json.dumps(value)
     return f"{{% set {variable} = {literal} %}}\n"
 
 
@@ -77,7 +84,7 @@ def _find_options(environment: Environment, tree: nodes.Template) -> set[str]:
     """
     given = {*RENDERING_VARIABLES, *JINJA_NAMES, *environment.globals}
     undeclared = meta.find_undeclared_variables(tree) - given
-    return {variable for variable in undeclared if not variable.endswith(SPECIAL_TOKEN_SUFFIXES)}
+    return {variable for variable in undeclared if not variable.endswith(SPECIAL_SUFFIX)}
 
 
 def _parse_template(template: str, name: str) -> tuple[Environment, nodes.Template]:

@@ -38,6 +38,8 @@ TAKEN = [
     (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
     (kinds.DATE_IN_PROMPT, {"date": "2026-01-01"}, "<|end|>", False),
     (kinds.DATE_OPTION, {}, "<|end|>", False),
+    (kinds.EFFORT_OPTION, {}, "<|end|>", False),
+    (kinds.ONLY_EFFORT, {"reasoning_effort": "none"}, "<|end|>", False),
     (kinds.SYSTEM_OPTION, {}, "<|end|>", False),
     (kinds.SPACE_BEFORE_ANSWER, {}, "<|end|>", True),
     (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
@@ -49,6 +51,9 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
+    (kinds.ONLY_PARTS, "only as a list of parts"),
+    (kinds.NO_GENERATION_PROMPT, "writes no generation prompt.*copy of the base"),
+    (kinds.NEEDS_SYSTEM, "cannot render a plain conversation: no system message"),
     (kinds.NO_STOP, "none of its stop tokens.*set model.stop to one of <|end|>"),
     (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', which has none of its stop tokens .<eos>."),
 ]
@@ -100,6 +105,7 @@ def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
         kinds.DATE_IN_PROMPT,
         kinds.DATE_OPTION,
         kinds.EFFORT_OPTION,
+        kinds.ONLY_EFFORT,
         kinds.SYSTEM_OPTION,
     ],
     ids=lambda kind: kind.model,
@@ -174,7 +180,8 @@ def test_the_prologue_changes_nothing_in_published_templates(path: Path) -> None
         # The clock is left pinned: the published one prints today's date.
         prologue = pinned.template.removesuffix(template).splitlines(keepends=True)
         clock = "".join(line for line in prologue if pinned_template.CLOCK_FUNCTION in line)
-        switches = {name: value for name, value in pinned.values.items() if isinstance(value, bool)}
+        unset = {"date", *(name for name, value in pinned.values.items() if value == pinned_template.UNSET)}
+        switches = {name: value for name, value in pinned.values.items() if name not in unset}
         published, changed = _compile_jinja_template(clock + template), _compile_jinja_template(pinned.template)
         for messages in conversations:
             values = {
