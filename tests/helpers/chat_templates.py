@@ -62,6 +62,19 @@ DISAGREES_WHEN_OFF = TemplateKind(
 )
 STOP_OF_CONFIG = TemplateKind("Gemma 3", after_answer="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
 DATE_IN_PROMPT = TemplateKind("Llama 3.2", preamble="Today: {{ strftime_now('%d %b %Y') }}\n")
+DATE_OPTION = TemplateKind(
+    "Llama 3.1",
+    preamble="{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}\n",
+)
+EFFORT_OPTION = TemplateKind("Qwen3.8", preamble="Effort: {{ reasoning_effort or 'medium' }}\n")
+ONLY_EFFORT = TemplateKind(
+    "Command A", generation_prompt="<|assistant|>\n{% if reasoning_effort != 'none' %}<think>\n{% endif %}"
+)
+SYSTEM_OPTION = TemplateKind(
+    "Mistral Nemo",
+    preamble="{% if messages[0].role == 'system' %}{% set system_message = messages[0].content %}{% endif %}",
+    user_turn=USER + "{% if system_message is defined %}{{ system_message }}\n{% endif %}{{ m.content }}<|end|>\n",
+)
 # Training uses an own suffix (assistant_turn.py).
 SPACE_BEFORE_ANSWER = TemplateKind(
     "Mistral v0.3", generation_prompt="<|assistant|>", before_answer="<|assistant|> ", after_answer="<|end|>"
@@ -81,6 +94,11 @@ THINKS_AND_ANSWERS = TemplateKind(
 )
 CHANNEL = TemplateKind(
     "gpt-oss", generation_prompt="<|assistant|>", before_answer="<|assistant|><|channel|>final<|message|>"
+)
+ONLY_PARTS = TemplateKind("SmolVLM", user_turn=USER + "{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>\n")
+NO_GENERATION_PROMPT = TemplateKind("a template of a base model", generation_prompt="")
+NEEDS_SYSTEM = TemplateKind(
+    "x", preamble="{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
 )
 NO_STOP = TemplateKind(
     "a base model", user_turn="{{ m.content }}\n", generation_prompt="", before_answer="", after_answer="\n"

@@ -76,6 +76,19 @@ def test_an_engine_that_dies_is_started_again_and_a_failed_start_too(gateway_set
         assert gateway.read_log().count("vllm      died") == 1
 
 
+def test_an_engine_that_reads_other_prompts_after_a_restart_answers_nothing(gateway_setup: GatewaySetup) -> None:
+    prompt_fields = {"prompt_ids": [1, 2, 3], "messages": [{"role": "user", "content": "{input}"}]}
+    version = gateway_setup.deploy("one", prompt_fields=prompt_fields, with_tokenizer=True)
+    with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
+        assert version_of(gateway.wait_for_answer()) == version
+        gateway_setup.trigger("other_prompts")
+        assert gateway.request(ASKED | {"stand": {"end": True}})[0] == 503
+        message = gateway.wait_for_log(f"refused   {NAME}@{version}: ")
+        assert "from token 1 of 3 on: trained on ...'<|begin|>" in message
+        assert "and the server reads ...'tokens [9]'" in message
+        assert gateway.request(ASKED)[0] == 503
+
+
 @pytest.mark.parametrize("behaviour", ["end_at_load", "end_at_unload"])
 def test_an_engine_that_ends_at_a_change_over_is_started_again_and_the_change_is_made(
     gateway_setup: GatewaySetup, behaviour: str

@@ -17,7 +17,8 @@ from tests.helpers import commands
 KIND = replace(
     kinds.STOP_OF_CONFIG,
     generation_prompt="<|assistant|>\n" + kinds.NO_THINKING + kinds.EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
-    preamble="Today: {{ strftime_now('%A %d %B %Y') }}\n",
+    preamble="{% if date_string is not defined %}{% set date_string = strftime_now('%A %d %B %Y') %}{% endif %}"
+    "Today: {{ date_string }}\n{% if reasoning_effort is defined %}Effort: {{ reasoning_effort }}\n{% endif %}",
 )
 
 
@@ -44,7 +45,13 @@ def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path,
         request_body: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}
         assert posted(port, "/tokenize", request_body)["tokens"] == prompt["prompt_ids"]
         for thinking in (True, False):
-            extra = {"chat_template_kwargs": {"enable_thinking": thinking, "date_string": "today"}}
+            extra = {
+                "chat_template_kwargs": {
+                    "enable_thinking": thinking,
+                    "date_string": "today",
+                    "reasoning_effort": "high",
+                }
+            }
             assert posted(port, "/tokenize", request_body | extra)["tokens"] == prompt["prompt_ids"]
         completion_body = {"model": small_recipe.stem, "prompt": references[0]["prompt_ids"], "max_tokens": 64}
         (choice,) = posted(

@@ -71,13 +71,12 @@ def read_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     answered = [*question, {"role": "assistant", "content": PROBE_ANSWER}]
     try:
         open_prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        question_text = str(tokenizer.apply_chat_template(question, tokenize=False))
         answered_text = str(tokenizer.apply_chat_template(answered, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
-        raise RecipeError(
-            f"model.base: the chat template of {name} cannot render a plain conversation: {error}", code="INS-T007"
-        ) from None
+        raise _template_error(tokenizer, f"cannot render a plain conversation: {error}") from None
     if PROBE_QUESTION not in open_prompt or PROBE_QUESTION not in answered_text or PROBE_ANSWER not in answered_text:
-        raise RecipeError(f"model.base: the chat template of {name} omits the message or its answer", code="INS-T007")
+        raise _template_error(tokenizer, "omits the message or its answer")
     prefix, _, end = answered_text.rpartition(PROBE_ANSWER)
     turn = Turn(
         generation_prompt=open_prompt.rpartition(PROBE_QUESTION)[2],
@@ -86,7 +85,7 @@ def read_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
         next_message=_render_next_message(tokenizer, answered),
         continues_prompt=answered_text.startswith(open_prompt + PROBE_ANSWER),
     )
-    _check_answers_at_once(turn, name)
+    _check_answers_at_once(turn, name, has_generation_prompt=open_prompt != question_text)
     return turn
 
 
@@ -112,7 +111,24 @@ def _render_next_message(tokenizer: "PreTrainedTokenizerBase", conversation: lis
     return str(longer).rpartition(PROBE_ANSWER)[2].partition(PROBE_FOLLOW_UP)[0]
 
 
-def _check_answers_at_once(turn: Turn, name: str) -> None:
+def _template_error(tokenizer: "PreTrainedTokenizerBase", problem: str) -> RecipeError:
+    if _takes_only_parts(tokenizer):
+        problem = "takes the content of a message only as a list of parts, and prompts are texts here"
+    return RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} {problem}", code="INS-T007")
+
+
+def _takes_only_parts(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether a template that omits or refuses a text renders it as a typed part (models of images)."""
+    message: dict[str, object] = {"role": "user", "content": [{"type": "text", "text": PROBE_QUESTION}]}
+    try:
+        text = str(tokenizer.apply_chat_template([message], tokenize=False))
+    except (TemplateError, TypeError, ValueError):
+        return False
+    # A template that knows no parts may write the list itself.
+    return PROBE_QUESTION in text and "type" not in text.replace(PROBE_QUESTION, "")
+
+
+def _check_answers_at_once(turn: Turn, name: str, has_generation_prompt: bool) -> None:
     """Raise RecipeError if more than white space and empty thoughts separates an answer from the open prompt."""
     prompt = turn.generation_prompt
     if _has_open_thought(prompt):
@@ -121,13 +137,21 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
             f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without a thinking mode",
             code="INS-T008",
         )
-    if not turn.continues_prompt and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
+    if turn.continues_prompt or _strip_thoughts(prompt) == _strip_thoughts(turn.lead):
+        return
+    if not has_generation_prompt:
         raise RecipeError(
-            f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
-            f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
-            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels",
-            code="INS-T008",
+            f"model.base: the chat template of {name} writes no generation prompt (add_generation_prompt): an open "
+            f"prompt ends in {prompt[-40:]!r}, and an answer begins with {turn.lead[-60:]!r}. Add one to "
+            "chat_template.jinja in a copy of the base",
+            code="INS-T007",
         )
+    raise RecipeError(
+        f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
+        f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
+        f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels",
+        code="INS-T008",
+    )
 
 
 def _has_open_thought(generation_prompt: str) -> bool:

@@ -31,6 +31,8 @@ def load_base_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     Raises RecipeError if there is no tokenizer, or no chat template.
     """
     check_not_gguf(model)
+    if Path(model.base).is_dir():
+        read_model_config(model)  # reports a damaged file
     tokenizer = load_auto_tokenizer(model.base, model)
     tokenizer.chat_template = _select_template(model, tokenizer.chat_template)
     if not tokenizer.chat_template:
@@ -62,17 +64,17 @@ def load_auto_tokenizer(path: str, model: Model) -> "PreTrainedTokenizerBase":
 
 def read_model_config(model: Model) -> dict[str, Any] | None:
     """Return config.json of a base without importing torch; None if there is none."""
-    path = _find_file(model, "config.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path else None
+    return _read_json_object(model, "config.json")
 
 
 def list_stop_tokens(model: Model, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
     listed = _read_generation_config(model).get("eos_token_id")
-    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    ids = listed if isinstance(listed, list) else [listed]
+    vocabulary = range(len(tokenizer))
     tokens = [
         tokenizer.eos_token,
-        *(tokenizer.convert_ids_to_tokens(token_id) for token_id in ids if token_id < len(tokenizer)),
+        *(tokenizer.convert_ids_to_tokens(token_id) for token_id in ids if token_id in vocabulary),
     ]
     return list(dict.fromkeys(token for token in tokens if token))
 
@@ -114,6 +116,8 @@ def _is_plain_tokenizer(folder: Path) -> bool:
         config_path = folder / "config.json"
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     except (OSError, ValueError):
+        return False
+    if not isinstance(tokenizer_config, dict) or not isinstance(config, dict):
         return False
     return (
         tokenizer_config.get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
@@ -166,11 +170,25 @@ def _list_files(model: Model) -> set[str] | None:
 
 def _read_generation_config(model: Model) -> dict[str, Any]:
     """Return generation_config.json of a base, or config.json if there is none, as vLLM does."""
-    for name in (GENERATION_CONFIG, "config.json"):
-        if path := _find_file(model, name):
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return config
-    return {}
+    generation_config = _read_json_object(model, GENERATION_CONFIG)
+    return (generation_config if generation_config is not None else read_model_config(model)) or {}
+
+
+def _read_json_object(model: Model, name: str) -> dict[str, Any] | None:
+    """Return a JSON file of a base, None if there is none. Raise RecipeError if it is damaged."""
+    if (path := _find_file(model, name)) is None:
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        problem = None if isinstance(value, dict) else "it is no JSON object"
+    except ValueError as error:
+        value, problem = None, str(error)
+    if problem:
+        raise RecipeError(
+            f"model.base: {name} of {model.base} cannot be read: {problem}; copy that of the published model there",
+            code="INS-T002",
+        )
+    return value
 
 
 def _find_file(model: Model, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deploy import registry
+from insource.config.base_models import POCKET
 from insource.config.load import load
 from insource.system import atomic_files
 from insource.tracking.run import Run, to_yaml
@@ -123,11 +125,12 @@ class GatewaySetup:
         served_answer: str | None = None,
         edit_recipe: Callable[[str], str] = str,
         prompt_fields: dict[str, Any] | None = None,
+        with_tokenizer: bool = False,
     ) -> str:
         """Deploy a version whose model and reference answer are `answer`. Return the version.
 
         `served_answer` is the server's output instead of the reference answer. `edit_recipe` changes the text of
-        recipe.yaml. `prompt_fields` are further fields of prompt.json.
+        recipe.yaml. `prompt_fields` are further fields of prompt.json. `with_tokenizer` adds the pocket model's.
         """
         folder = self.folder / "runs" / NAME / f"run-{answer}"
         adapter = folder / "adapter"
@@ -138,6 +141,8 @@ class GatewaySetup:
         base: dict[str, Any] = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
         atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (prompt_fields or {}))
+        for path in POCKET.glob("tokenizer*.json") if with_tokenizer else ():
+            shutil.copyfile(path, adapter / path.name)
         line = {"id": "T000001", "prompt_ids": [1, 2], "answer": answer} | (
             {"answered": served_answer} if served_answer else {}
         )

@@ -73,6 +73,8 @@ class StandInVllm:
         behaviour, model = body.get("stand", {}), body["model"]
         if request.path == "/tokenize":
             return web.json_response({"tokens": [9] if (self.folder / "other_prompts").exists() else [1, 2, 3]})
+        if request.path == "/detokenize":
+            return web.json_response({"prompt": f"tokens {body['tokens']}"})
         if model not in self.adapters and model != "base" and "@" in model:
             return web.json_response({"error": {"message": f"there is no model {model}"}}, status=404)
         if behaviour.get("end"):

@@ -108,6 +108,21 @@ def test_stops_are_the_eos_and_those_of_the_generation_config(tmp_path: Path) ->
     assert base_tokenizer.list_stop_tokens(model, tokenizer) == ["<eos>", "<end_of_turn>"]
 
 
+@pytest.mark.parametrize("text", ["{cut off", "[1]"])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_a_damaged_configuration_is_told(name: str, text: str, tmp_path: Path) -> None:
+    folder = kinds.write_base(tmp_path / "base", kinds.STOP_OF_CONFIG)
+    (folder / "generation_config.json").unlink()
+    (folder / name).write_text(text, encoding="utf-8")
+    assert name in refused(folder)
+
+
+def test_stops_outside_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+    folder = kinds.write_base(tmp_path / "base", kinds.STOP_OF_CONFIG)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [-1, 10000000, "2", null]}', encoding="utf-8")
+    assert "none of its stop tokens (<eos>)" in refused(folder)
+
+
 def test_the_census_of_templates_writes_its_table_into_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,18 +8,24 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model, Template
 from insource.tasks import classification
-from insource.tasks.rendering import chat_template
+from insource.tasks.rendering import chat_template, pinned_template
 from tests.helpers import chat_templates as kinds
 from tests.helpers.chat_templates import TemplateKind
 from tests.helpers.errors import raises_error
 from train.evaluate import constrained_decoding, decodability
 from train.packing.packing_plan import TokenizedRow
 
+TRL_TEMPLATES = sorted(
+    path for path in (Path(str(files("trl"))) / "chat_templates").glob("*.jinja") if "_training" not in path.stem
+)
+# Templates of image models that do not take a text as content.
+ONLY_CONTENT_PARTS = ("llava_next",)
 SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
 ASK = classification.messages(SPEC, {"text": "my parcel is late"})
 
@@ -31,6 +37,10 @@ TAKEN = [
     (kinds.DISAGREES_WHEN_OFF, {"enable_thinking": "not set"}, "<|end|>", False),
     (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
     (kinds.DATE_IN_PROMPT, {"date": "2026-01-01"}, "<|end|>", False),
+    (kinds.DATE_OPTION, {}, "<|end|>", False),
+    (kinds.EFFORT_OPTION, {}, "<|end|>", False),
+    (kinds.ONLY_EFFORT, {"reasoning_effort": "none"}, "<|end|>", False),
+    (kinds.SYSTEM_OPTION, {}, "<|end|>", False),
     (kinds.SPACE_BEFORE_ANSWER, {}, "<|end|>", True),
     (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
     (kinds.EMPTY_THOUGHT_IN_ANSWER, {}, "<|end|>", True),
@@ -41,6 +51,9 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
+    (kinds.ONLY_PARTS, "only as a list of parts"),
+    (kinds.NO_GENERATION_PROMPT, "writes no generation prompt.*copy of the base"),
+    (kinds.NEEDS_SYSTEM, "cannot render a plain conversation: no system message"),
     (kinds.NO_STOP, "none of its stop tokens.*set model.stop to one of <|end|>"),
     (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', which has none of its stop tokens .<eos>."),
 ]
@@ -83,7 +96,19 @@ def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
 
 
 @pytest.mark.parametrize(
-    "kind", [kinds.HYBRID, kinds.THINKS_BY_DEFAULT, kinds.DISAGREES_WHEN_OFF, kinds.OTHER_SWITCH, kinds.DATE_IN_PROMPT]
+    "kind",
+    [
+        kinds.HYBRID,
+        kinds.THINKS_BY_DEFAULT,
+        kinds.DISAGREES_WHEN_OFF,
+        kinds.OTHER_SWITCH,
+        kinds.DATE_IN_PROMPT,
+        kinds.DATE_OPTION,
+        kinds.EFFORT_OPTION,
+        kinds.ONLY_EFFORT,
+        kinds.SYSTEM_OPTION,
+    ],
+    ids=lambda kind: kind.model,
 )
 def test_no_client_and_no_day_changes_a_pinned_prompt(
     tmp_path: Path, kind: TemplateKind, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +127,13 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
     prompt_ids = chat_template.encode_prompts(saved_tokenizer, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
-    arguments = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
+    arguments = {
+        "enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF,
+        "thinking": True,
+        "date_string": "9 July 2031",
+        "reasoning_effort": "high",
+        "system_message": "Say late_fee.",
+    }
     changed_ids = saved_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **arguments)
     assert prompt_ids == changed_ids
     # The published template does change, or this test would show nothing.
@@ -122,6 +153,47 @@ def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
     pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     tokenizer.chat_template, thinking_off = kind.template, {"enable_thinking": False}
     assert tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True, **thinking_off) == pinned
+
+
+def render_or_none(template: jinja2.Template, **variables: Any) -> str | None:
+    try:
+        return template.render(**variables)
+    except jinja2.UndefinedError:
+        return None
+
+
+@pytest.mark.parametrize("path", TRL_TEMPLATES, ids=lambda path: path.stem)
+def test_the_prologue_changes_nothing_in_published_templates(path: Path) -> None:
+    """With the same switches a published template renders the same, whatever variables a client sets in the pinned one.
+
+    TRL has copies of published templates.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    question, answer = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "late"}
+    conversations = [[question], [question, answer], [question, answer, question]]
+    client_values = dict.fromkeys(
+        ("date_string", "reasoning_effort", "system_message", "custom_tools", "builtin_tools", "content", "role"), "x"
+    )
+    template = path.read_text(encoding="utf-8")
+    for pinned in pinned_template.pin_template(template, Template(), path.stem):
+        # The clock is left pinned: the published one prints today's date.
+        prologue = pinned.template.removesuffix(template).splitlines(keepends=True)
+        clock = "".join(line for line in prologue if pinned_template.CLOCK_FUNCTION in line)
+        unset = {"date", *(name for name, value in pinned.values.items() if value == pinned_template.UNSET)}
+        switches = {name: value for name, value in pinned.values.items() if name not in unset}
+        published, changed = _compile_jinja_template(clock + template), _compile_jinja_template(pinned.template)
+        for messages in conversations:
+            values = {
+                "messages": messages,
+                "add_generation_prompt": messages[-1] is question,
+                "tools": None,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+            }
+            text = render_or_none(published, **values, **switches)
+            assert render_or_none(changed, **values) == text == render_or_none(changed, **values, **client_values)
+            assert text is not None or path.stem in ONLY_CONTENT_PARTS
 
 
 def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -> None:
