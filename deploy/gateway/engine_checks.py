@@ -72,7 +72,9 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
     if (expected := served.prompt.prompt_ids) is not None:
         actual = await _fetch_prompt_ids(session, served, name)
         if actual != expected:
-            raise StageError("the engine reads other token ids for its prompt than were trained on", code="INS-E008")
+            difference = await reference_check.describe_token_difference(session, served, name, expected, actual)
+            message = f"the engine reads other token ids for its prompt than were trained on, {difference}"
+            raise StageError(message, code="INS-E008")
     references = reference_check.load_references(served.run.references_path)
     answers = await reference_check.query_references(session, references, served.prompt, name)
     rounding = launch_plan.rounding_tolerance(served, serve)

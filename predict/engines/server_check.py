@@ -86,7 +86,12 @@ async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) ->
         raise StageError(
             f"BASE_URL: /tokenize answers {response.status}: {local_model.extract_message(payload)}", code="INS-P009"
         )
-    return None if payload["tokens"] == prompt.prompt_ids else "it reads other prompts than the run was trained on"
+    if payload["tokens"] == prompt.prompt_ids:
+        return None
+    difference = await reference_check.describe_token_difference(
+        session, adapter, adapter.name, prompt.prompt_ids, payload["tokens"]
+    )
+    return f"it reads other prompts than the run was trained on, {difference}"
 
 
 async def _find_answer_mismatch(

@@ -61,10 +61,10 @@ def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_k
     if expected is None:
         return None
     (actual,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt.messages]))
-    return describe_token_difference(served, name, address, api_key, expected, actual)
+    return find_token_difference(served, name, address, api_key, expected, actual)
 
 
-def describe_token_difference(
+def find_token_difference(
     served: ServedModel,
     name: str,
     address: Address,
@@ -73,15 +73,25 @@ def describe_token_difference(
     actual: Sequence[int],
 ) -> str | None:
     """Return the first difference of two prompts as text of both sides, None for equal ones."""
-    if list(expected) == list(actual):
-        return None
+
+    async def describe() -> str:
+        async with client.open_session(address, api_key) as session:
+            return await describe_token_difference(session, served, name, expected, actual)
+
+    return asyncio.run(describe()) if list(expected) != list(actual) else None
+
+
+async def describe_token_difference(
+    session: "ClientSession", served: ServedModel, name: str, expected: Sequence[int], actual: Sequence[int]
+) -> str:
+    """Return the first difference of two different prompts as text of both sides."""
     from insource.tasks.rendering import chat_template
 
     shared_length = chat_template.shared_prefix_length([list(expected), list(actual)])
     window = slice(max(0, shared_length - CONTEXT_TOKENS), shared_length + CONTEXT_TOKENS)
-    tokenizer = chat_template.load_saved_tokenizer(str(served.folder))
+    tokenizer = await asyncio.to_thread(chat_template.load_saved_tokenizer, str(served.folder))
     trained_text = tokenizer.decode(list(expected[window]))
-    server_text = asyncio.run(client.detokenize(address, api_key, name, actual[window]))
+    server_text = await client.detokenize(session, name, actual[window])
     return (
         f"from token {shared_length + 1} of {len(expected)} on: trained on ...{trained_text!r}, and the server reads "
         f"...{server_text!r}"

@@ -76,10 +76,9 @@ async def fetch_prompt_ids(
         return await asyncio.gather(*map(tokenize, conversations))
 
 
-async def detokenize(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
+async def detokenize(session: "ClientSession", model: str, ids: Sequence[int]) -> str:
     """Return the text of token ids by the server's tokenizer. Raise StageError if it rejects them."""
-    body = {"model": model, "tokens": list(ids)}
-    async with open_session(address, api_key) as session, session.post("/detokenize", json=body) as response:
+    async with session.post("/detokenize", json={"model": model, "tokens": list(ids)}) as response:
         if response.status != 200:
             raise StageError(f"/detokenize answers {response.status}: {(await response.text())[:300]}", code="INS-E009")
         return str((await response.json())["prompt"])

@@ -220,10 +220,12 @@ def test_an_engine_that_lost_its_adapters_is_checked_again(
 def test_an_engine_that_reads_other_prompts_gets_no_requests(
     gateway_setup: GatewaySetup, engines: list[EngineProcess]
 ) -> None:
-    gateway_setup.deploy("one", prompt_fields=PROMPT)
+    gateway_setup.deploy("one", prompt_fields=PROMPT, with_tokenizer=True)
     (engines[1].folder / "other_prompts").touch()
     with serve_engines(gateway_setup, engines) as gateway:
-        assert "other token ids" in gateway.wait_for_log(f"on {engines[1].url}: ")
+        log_text = gateway.wait_for_log(f"on {engines[1].url}: ")
+        assert "other token ids for its prompt than were trained on, from token 1 of 3 on: trained on ..." in log_text
+        assert "and the server reads ...'tokens [9]'" in log_text
         gateway.wait_for_answer()
         assert {gateway.request(BODY)[0] for _ in range(6)} == {200}
         metrics = read_metrics(gateway)

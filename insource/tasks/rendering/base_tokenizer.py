@@ -180,15 +180,16 @@ def _read_json_object(model: Model, name: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        problem = None if isinstance(value, dict) else "it is no JSON object"
     except ValueError as error:
         value, problem = None, str(error)
-    if problem:
-        raise RecipeError(
-            f"model.base: {name} of {model.base} cannot be read: {problem}; copy that of the published model there",
-            code="INS-T002",
-        )
-    return value
+    else:
+        problem = "it is no JSON object"
+    if isinstance(value, dict):
+        return value
+    raise RecipeError(
+        f"model.base: {name} of {model.base} cannot be read: {problem}; copy that of the published model there",
+        code="INS-T002",
+    )
 
 
 def _find_file(model: Model, name: str) -> Path | None:
