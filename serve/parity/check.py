@@ -358,9 +358,7 @@ def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion])
 def _describe_prompt_mismatch(
     probe: ParityProbe, address: Address, api_key: str | None, expected: list[int], actual: list[int]
 ) -> str | None:
-    return reference_check.find_token_difference(
-        probe.served, probe.served.name, address, api_key, expected, actual
-    )
+    return reference_check.find_token_difference(probe.served, probe.served.name, address, api_key, expected, actual)
 
 
 def _format_first_mismatch(mismatches: Sequence[Mismatch]) -> str:

@@ -222,16 +222,20 @@ def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
 
 @pytest.mark.parametrize("difference", ["answers", "prompt"])
 def test_a_server_of_another_run_is_refused_before_a_row_is_asked_and_when_it_goes_on(
-    prediction_run: PredictionRun, engine: StandInEngine, address: str, difference: str
+    tmp_path: Path, tokenizer: Any, engine: StandInEngine, address: str, difference: str
 ) -> None:
+    prediction_run = make_run(tmp_path, tokenizer)
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:5]))
     engine.failing = True
     with raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(rows, "out.csv", address)
     n_queries, engine.failing = engine.request_counts.total(), False
     engine.reference_answer, engine.prompt_ids = ("other", [1, 2, 3]) if difference == "answers" else ("b", [1, 2, 4])
-    with pytest.raises(RecipeError, match=f"is not what run {prediction_run.run.id} trained.*RUN=<id>"):
+    with pytest.raises(RecipeError, match=f"is not what run {prediction_run.run.id} trained.*RUN=<id>") as error:
         prediction_run.predict(rows, "out.csv", address)
+    if difference == "prompt":
+        assert "from token 3 of 3 on: trained on ..." in str(error.value)
+        assert "and the server reads ...'tokens [1, 2, 4]'" in str(error.value)
     assert engine.request_counts.total() == n_queries and not prediction_run.output_path("out.csv").exists()
 
 

@@ -124,8 +124,12 @@ def make_application(engine: StandInEngine) -> web.Application:
     async def tokenized(request: web.Request) -> web.Response:
         return web.json_response({"tokens": engine.prompt_ids})
 
+    async def detokenized(request: web.Request) -> web.Response:
+        return web.json_response({"prompt": f"tokens {(await request.json())['tokens']}"})
+
     app = web.Application(client_max_size=2**30)
     app.router.add_post("/tokenize", tokenized)
+    app.router.add_post("/detokenize", detokenized)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
     app.router.add_post("/v1/chat/completions", engine.chat)
