@@ -291,8 +291,8 @@ PREDICTION = (
         "The server builds other prompts or gives other answers than the trained run, so its predictions would not be "
         "those that were evaluated.",
         "Serve this run (`make serve RECIPE=... RUN=...`), or predict with the run that is served.",
-        "BASE_URL: the server does not serve run 2026-11-30-1: it reads other prompts than the run was trained on, from "
-        "token 38 of 41 on: trained on ...'late<|im_end|>', and the server reads ...'late</s>'",
+        "BASE_URL: the server does not serve run 2026-11-30-1: it reads other prompts than the run was trained on, "
+        "from token 38 of 41 on: trained on ...'late<|im_end|>', and the server reads ...'late</s>'",
         is_linked=True,
     ),
     ErrorDescription(
