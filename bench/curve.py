@@ -30,6 +30,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.stats import paired
 from insource.stats.metric_stats import mean_metric
+from insource.stats.paired import PairedDifference
 from insource.system import atomic_files
 from insource.tasks import train_subset
 from insource.tasks.data_row import DataRow, Rows
@@ -151,30 +152,32 @@ def measure(
         largest, doubled = len(train) // share, 2 * len(train) // share
         curve_sizes = [largest >> halvings for halvings in reversed(range(POINTS))]
         curve = LearningCurve(name, [restrict(points[size], on_validation) for size in curve_sizes], validation)
-        fit = fit_curve(curve)
-        doubling = estimate_doubling(curve, fit, ALPHA)
         real = paired.compute_paired_difference(
             restrict(points[doubled], on_test).stats,
             restrict(points[largest], on_test).stats,
             LearningCurve(name, [], test).clusters,
             permutations=999,
         )
-        results.append(
-            Prediction(
-                data=name,
-                seed=seed,
-                train_rows=largest,
-                gain=doubling.gain,
-                low=doubling.low,
-                high=doubling.high,
-                real=real.delta,
-                real_low=real.low,
-                real_high=real.high,
-                conclusion=classify_doubling(doubling, TARGET_GAIN),
-                stops_after=count_trained_sizes(curve),
-            )
-        )
+        results.append(make_prediction(curve, seed, real))
     return results
+
+
+def make_prediction(curve: LearningCurve, seed: int, real: PairedDifference) -> Prediction:
+    """Return the gain that a curve predicts for twice the rows of its largest size, beside the real gain."""
+    doubling = estimate_doubling(curve, fit_curve(curve), ALPHA)
+    return Prediction(
+        data=curve.title,
+        seed=seed,
+        train_rows=curve.points[-1].train_rows,
+        gain=doubling.gain,
+        low=doubling.low,
+        high=doubling.high,
+        real=real.delta,
+        real_low=real.low,
+        real_high=real.high,
+        conclusion=classify_doubling(doubling, TARGET_GAIN),
+        stops_after=count_trained_sizes(curve),
+    )
 
 
 def fit_or_read_point(
@@ -192,8 +195,9 @@ def fit_or_read_point(
 
 
 def count_trained_sizes(curve: LearningCurve) -> int:
-    """Return the number of sizes that the stopping rule trains."""
-    return 2 if is_clear(replace(curve, points=curve.points[-2:]), TARGET_GAIN, ALPHA) else POINTS
+    """Return the number of sizes that the stopping rule of `make curve` trains."""
+    is_clear_at_once = is_clear(replace(curve, points=curve.points[-2:]), TARGET_GAIN, ALPHA)
+    return 2 if is_clear_at_once else len(curve.points)
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import docs_tables, machine
-from bench.curve import ALPHA, DOCS, TARGET_GAIN, Prediction, results_table
+from bench.curve import ALPHA, DOCS, TARGET_GAIN, Prediction, make_prediction, results_table
 from compare.curve import training
-from compare.curve.conclusion import classify_doubling, estimate_doubling, fit_curve, is_clear
 from compare.curve.points import LearningCurve, load_curve_dataset, read_trained_point
 from compare.sweep import deciding_metric
 from insource.config import cli
@@ -110,29 +109,9 @@ def measure(arguments: argparse.Namespace, seed: int) -> tuple[Prediction, str, 
 
 def predict_gain(name: str, seed: int, predicting: LearningCurve, judging: LearningCurve) -> Prediction:
     """Return the gain that all points but the largest predict, and that of the largest on the other rows."""
-    curve = LearningCurve(name, predicting.points[:-1], predicting.rows)
-    doubling = estimate_doubling(curve, fit_curve(curve), ALPHA)
     largest, doubled = judging.points[-2:]
     real = paired.compute_paired_difference(doubled.stats, largest.stats, judging.clusters, permutations=999)
-    return Prediction(
-        data=name,
-        seed=seed,
-        train_rows=largest.train_rows,
-        gain=doubling.gain,
-        low=doubling.low,
-        high=doubling.high,
-        real=real.delta,
-        real_low=real.low,
-        real_high=real.high,
-        conclusion=classify_doubling(doubling, TARGET_GAIN),
-        stops_after=count_trained_sizes(curve),
-    )
-
-
-def count_trained_sizes(curve: LearningCurve) -> int:
-    """Return the number of sizes that the stopping rule of `make curve` trains."""
-    last_two = LearningCurve(curve.title, curve.points[-2:], curve.rows)
-    return 2 if is_clear(last_two, TARGET_GAIN, ALPHA) else len(curve.points)
+    return make_prediction(LearningCurve(name, predicting.points[:-1], predicting.rows), seed, real)
 
 
 if __name__ == "__main__":
