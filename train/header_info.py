@@ -35,7 +35,7 @@ def build_header_info(
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = DataReport.read(run.folder / "data").rows
     teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
-    saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
+    saved_checkpoints = checkpoints.list_checkpoints(run.folder / checkpoints.FOLDER)
     memory = run_header.estimate_memory(
         model,
         pack_tokens=stats.longest_pack,

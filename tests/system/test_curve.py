@@ -48,7 +48,7 @@ def test_a_killed_curve_goes_on_and_trains_nothing_twice(small_recipe: Path, tmp
             run.stage("train").metrics["validation"]["base"]
             == Run(parent / points[0]["run"]).stage("train").metrics["validation"]["base"]
         )
-    assert "untuned   the answers of an earlier run" in completed.stderr + log.read_text(encoding="utf-8")
+    assert "untuned   the answers of an earlier call" in completed.stderr + log.read_text(encoding="utf-8")
     assert len(list((parent / ".untuned").iterdir())) == 1
     assert not (parent / "latest").exists() and not list(parent.glob("*/scores.json"))
     assert payload["curves"]["linear"]["points"][-1]["train_rows"] == payload["train_rows"]

@@ -91,6 +91,7 @@ def test_several_kills_in_one_life_change_nothing(
         assert Run(run_in(runs)).stage("train").state == "interrupted"
     output = kills.run_training(recipe, runs)
     assert "going on with the unfinished run" in output
+    assert "untuned   the answers of an earlier call" in output
     assert outcome(runs) == outcome(finished_runs)
     assert train_stage(runs)["state"] == "done"
 

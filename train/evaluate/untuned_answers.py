@@ -1,11 +1,11 @@
-"""The untuned base's answers to the validation rows, kept for trainings on subsets of the same train rows.
+"""The untuned base's answers to the validation rows, kept for resumed trainings and for those on subsets of the rows.
 
 runs/<recipe>/.untuned/<digest>.jsonl   {"text": "delivery_delay", "token_ids": [...], "log_probability": -2.1,
                                          "margin": 0.3, "complete": true, "field_log_probability": null}
 
-The trainings of a learning curve share base, prompts and validation rows, so these answers are computed once. A
-training without `train.max_train_rows` computes them and writes the file; it does not read it. With `train.shots` the
-prompts depend on the train rows, so nothing is kept.
+The trainings of a learning curve share base, prompts and validation rows, so these answers are computed once. A new
+training without `train.max_train_rows` computes them and writes the file; if it is interrupted, it reads them when it
+goes on from a checkpoint. With `train.shots` the prompts depend on the train rows, so nothing is kept.
 """
 
 import json
@@ -23,6 +23,7 @@ from insource.tracking.run import Run
 from train.distributed import world
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator
+from train.loop import checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +43,9 @@ def predict_untuned(
     data_digest = (run.folder / "data").resolve().name
     digest = digests.compute_untuned_digest(recipe, data_digest, evaluator.max_answer_tokens)
     path = run.folder.parent / UNTUNED_FOLDER / f"{digest}.jsonl"
-    if recipe.train.max_train_rows is not None and path.is_file():
-        print(f"untuned   the answers of an earlier run: {path.name}", file=sys.stderr, flush=True)
+    goes_on = bool(checkpoints.list_checkpoints(run.folder / checkpoints.FOLDER))
+    if (goes_on or recipe.train.max_train_rows is not None) and path.is_file():
+        print(f"untuned   the answers of an earlier call: {path.name}", file=sys.stderr, flush=True)
         return read_answers(path)
     answers = evaluator.predict(model, "untuned")
     write_answers(path, answers)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerState
 
 SCHEMA_VERSION = 1
+FOLDER = "checkpoints"
 PREFIX = "checkpoint-"
 DAMAGED_PREFIX = "damaged-"
 CHECKSUM_FILE = "checkpoint.json"

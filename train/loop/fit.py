@@ -69,7 +69,7 @@ def train_adapter(
 
     if recipe.accelerate.use_cpu:
         malloc.disable_malloc_trim()
-    checkpoints_folder, metrics_path = folder / "checkpoints", folder / "metrics.jsonl"
+    checkpoints_folder, metrics_path = folder / checkpoints.FOLDER, folder / "metrics.jsonl"
     resume = _find_resume_checkpoint(checkpoints_folder, on_fallback)
     steps_done = checkpoints.step(resume) if resume else 0
     if world.is_main_process():
