@@ -79,7 +79,7 @@ def _verdict(scores: Scores) -> list[str]:
     )
     reasons = [
         f"- {escape_markdown(reason.text)}"
-        + (f" ({escape_markdown(reason.value)})" if reason.value is not None else "")
+        + (f" ({escape_markdown(reason.value)})" if reason.value and reason.value not in reason.text else "")
         for reason in wording.supporting_reasons(scores)
     ]
     questions = [

@@ -129,9 +129,11 @@ def test_interrupted_then_damaged_then_on_a_full_disk_it_ends_in_the_same_bytes(
     assert outcome(runs) == outcome(finished_runs)
 
 
-def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
-    # All rows, each alone, in one update: it takes long enough to be interrupted in.
-    process = kills.start_training(recipe, runs, "train.batch_size=2000", "train.packing=none", "train.max_steps=50")
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    # All rows, each alone, in one update: on a fast machine too it takes long enough to be interrupted in.
+    recipe, runs = kills.write_recipe(tmp_path, rows=800), tmp_path / "runs"
+    settings = ("train.batch_size=2000", "train.packing=none", "train.max_steps=50", "data.split.validation=0.02")
+    process = kills.start_training(recipe, runs, *settings)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("learns"):
         assert process.poll() is None
