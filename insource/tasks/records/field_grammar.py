@@ -9,7 +9,7 @@ field precedes them in their object (first), one if a field does (more).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 from insource.config.schema.json_schema_subset import is_nullable
 from insource.tasks.records.json_fields import FieldSchema, canonical_json, field_type
@@ -25,7 +25,7 @@ CHARACTER_REGEX = rf'({UNESCAPED}|\\(["\\bfnrt]|u00[01][0-9a-f]))'
 # such states: xgrammar 0.2.8 then checks most of 49,152 tokens at each step of a text, which takes up to a second.
 # A regular expression can repeat 128 times at most.
 MAX_REPEAT = 128
-NUMBER_RULES = {
+SCALAR_RULES = {
     "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
     "number": 'integer fraction? | "-"? [1-9] fraction? "e" [+-] [0-9]{2}',
     "fraction": '"." [0-9]{1,20}',
@@ -36,9 +36,9 @@ NUMBER_RULES = {
 def record_grammar(fields: Mapping[str, FieldSchema], absent: str) -> str:
     """Return the grammar of a record. `absent` is the form of a missing field: null, or omit to leave it out."""
     lines = _object_rules("root", fields, absent, may_be_empty=True)
-    lengths = sorted(set(_text_lengths(fields.values())))
-    text_lines = [f"text_{length} ::= Regex({_quote_regex(_text_regex(length))})" for length in lengths]
-    return "\n".join([*lines, *text_lines, *(f"{name} ::= {rule}" for name, rule in NUMBER_RULES.items())])
+    lines += [f"{name} ::= {rule}" for name, rule in SCALAR_RULES.items()]
+    # Texts of the same length share a rule.
+    return "\n".join(dict.fromkeys(lines))
 
 
 def quote_literal(text: str) -> str:
@@ -84,12 +84,12 @@ def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
             *_object_rules(object_rule, field["properties"], absent, may_be_empty=not may_be_null),
         ]
     if kind != "array":
-        return [f"{name} ::= {_scalar_rule(field)}{null}"]
+        return [f"{name} ::= {_scalar_rule(field)}{null}", *_text_rules(field)]
     item, items = f"{name}_item", field["items"]
     item_rules = (
         _object_rules(item, items["properties"], absent, may_be_empty=False)
         if field_type(items) == "object"
-        else [f"{item} ::= {_scalar_rule(items)}"]
+        else [f"{item} ::= {_scalar_rule(items)}", *_text_rules(items)]
     )
     entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
     # A nullable array is null if it has no entries, so that "no value" has one spelling.
@@ -104,14 +104,11 @@ def _scalar_rule(field: FieldSchema) -> str:
     return f"text_{field['maxLength']}" if kind == "string" else kind
 
 
-def _text_lengths(fields: Iterable[FieldSchema]) -> Iterator[int]:
-    """Yield maxLength of each text in the fields."""
-    for field in fields:
-        value_schema = field.get("items", field)
-        if "properties" in value_schema:
-            yield from _text_lengths(value_schema["properties"].values())
-        elif "enum" not in value_schema and field_type(value_schema) == "string":
-            yield value_schema["maxLength"]
+def _text_rules(field: FieldSchema) -> list[str]:
+    """Return the rule that `_scalar_rule` names for a text; [] for any other field."""
+    if "enum" in field or field_type(field) != "string":
+        return []
+    return [f"{_scalar_rule(field)} ::= Regex({_quote_regex(_text_regex(field['maxLength']))})"]
 
 
 def _text_regex(max_length: int) -> str:
