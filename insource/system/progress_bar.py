@@ -93,10 +93,9 @@ class _LogProgress:
             self.quarter, self.last_logged_at, self.logged = quarter, now, True
             parts = [f"{self.label:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.started_at)]
             if completed < self.total:
-                parts[-1] += " so far"
-            if remaining_seconds is not None and completed < self.total:
-                parts[-1] += f", about {format_duration(remaining_seconds)} left"
-                self.estimated = True
+                self.estimated = remaining_seconds is not None
+                left = "" if remaining_seconds is None else f", about {format_duration(remaining_seconds)} left"
+                parts[-1] += f" so far{left}"
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
     def _is_due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
@@ -107,9 +106,9 @@ class _LogProgress:
             and remaining_seconds is not None
             and remaining_seconds >= MIN_SECONDS_LEFT
         )
-        is_keepalive = now - self.last_logged_at >= KEEPALIVE_SECONDS
-        is_first_sign = not self.logged and not self.nested and now - self.started_at >= MIN_SECONDS_FOR_ETA
-        return is_first_estimate or is_first_sign or is_keepalive or (quarter > self.quarter and not self.nested)
+        max_silence = KEEPALIVE_SECONDS if self.logged or self.nested else MIN_SECONDS_FOR_ETA
+        is_keepalive = now - self.last_logged_at >= max_silence
+        return is_first_estimate or is_keepalive or (quarter > self.quarter and not self.nested)
 
 
 def format_duration(seconds: float) -> str:
