@@ -57,18 +57,20 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
         clock, date_values = _clock_macro(tree, day, name), {"date": day.isoformat()}
     switches = [switch for switch in THINKING_SWITCHES if switch in names]
     options = _find_options(environment, tree) - {*switches, CLOCK_FUNCTION}
-    constants = "".join(_set_statement(option, UNSET) for option in sorted(options)) + clock
+
+    def set_constants(effort: str) -> str:
+        values = {option: effort if option == EFFORT_SWITCH else UNSET for option in sorted(options)}
+        return "".join(_set_statement(option, value) for option, value in values.items()) + clock
+
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
-        prologue = "".join(_set_statement(switch, choice) for switch in switches) + constants
+        prologue = "".join(_set_statement(switch, choice) for switch in switches) + set_constants(UNSET)
         yield PinnedTemplate(prologue + template, {**dict.fromkeys(switches, choice), **date_values})
     if switches:
         return
-    yield PinnedTemplate(constants + template, date_values)
+    yield PinnedTemplate(set_constants(UNSET) + template, date_values)
     if EFFORT_SWITCH in options and settings.enable_thinking is not True:
-        effort = _set_statement(EFFORT_SWITCH, NO_EFFORT)
-        constants = constants.replace(_set_statement(EFFORT_SWITCH, UNSET), effort)
-        yield PinnedTemplate(constants + template, {EFFORT_SWITCH: NO_EFFORT, **date_values})
+        yield PinnedTemplate(set_constants(NO_EFFORT) + template, {EFFORT_SWITCH: NO_EFFORT, **date_values})
 
 
 def _set_statement(variable: str, value: bool | str) -> str:
