@@ -260,7 +260,11 @@ def run_parity(
         n=len(prompt_ids),
         prompt_ids_equal=1 - len(mismatches) / len(prompt_ids),
         first_prompt_mismatch=mismatches[0][0] if mismatches else None,
-        first_difference=_describe_prompt_mismatch(probe, address, api_key, *mismatches[0][1:]) if mismatches else None,
+        first_difference=(
+            reference_check.find_token_difference(probe.served, probe.served.name, address, api_key, *mismatches[0][1:])
+            if mismatches
+            else None
+        ),
         same_weights=_compare_answers(probe, primary_replies) if probe.same_weights else None,
         score_difference=_compute_score_difference(probe, primary_replies),
         validity=validity,
@@ -353,12 +357,6 @@ def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion])
     # Few rows change, often all in one direction, so no interval that assumes a distribution is valid.
     difference = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
     return ScoreDifference(probe.metric, served.compute_value(), trained.compute_value(), difference)
-
-
-def _describe_prompt_mismatch(
-    probe: ParityProbe, address: Address, api_key: str | None, expected: list[int], actual: list[int]
-) -> str | None:
-    return reference_check.find_token_difference(probe.served, probe.served.name, address, api_key, expected, actual)
 
 
 def _format_first_mismatch(mismatches: Sequence[Mismatch]) -> str:
