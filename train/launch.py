@@ -27,6 +27,7 @@ from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
 from insource.tasks import TASKS, format_metrics
+from insource.tasks.rendering import hub_model
 from insource.tracking import digests, folder_ownership, run
 from insource.tracking.base_models import gguf_model, smollm2_wheel
 from insource.tracking.data_report import DataReport
@@ -90,7 +91,8 @@ def _start_or_resume(
     else:
         current = run.create(
             recipe_folder,
-            loaded.recipe,
+            # The run is resumed and served with the commit that the name stands for now.
+            loaded.recipe.with_model(revision=hub_model.pin_commit(loaded.recipe.model).revision),
             digest,
             environment.describe_environment(loaded.recipe),
             data,

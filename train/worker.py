@@ -38,7 +38,6 @@ from train.run_log import fallback_logger, log
 
 if TYPE_CHECKING:
     import wandb
-    from transformers import PreTrainedModel
 
 
 def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
@@ -61,7 +60,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         data = run_evaluation.add_reference_log_probabilities(recipe, data, model, plan, log_fallback)
     evaluation = run_evaluation.evaluate_base(recipe, run, data, model, plan, log_fallback)
 
-    model = base.add_adapter(model, recipe.lora, recipe.train.seed)
+    model = base.add_adapter(model, recipe.lora, recipe.train.seed, revision=recipe.model.revision)
     training_set = data.build_training_set(recipe, plan)
     weight_note = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, base_folder)
     header = header_info.build_header_info(recipe, run, model, training_set, evaluation.generation, weight_note)
@@ -88,7 +87,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         return
     scores = evaluation.score(tuned_outputs) | more_scores
     with disk_full.raise_on_full_disk(run.folder / "adapter"):
-        prompt = build_prompt_spec(recipe, data, model, base_folder)
+        prompt = build_prompt_spec(recipe, data, base_folder)
         folder = adapter.write_adapter_folder(
             run, recipe, model, data.tokenizer, prompt, scores, *references, adapter_state
         )
@@ -103,13 +102,10 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **train_result, **usage)
 
 
-def build_prompt_spec(
-    recipe: Recipe, data: run_data.PreparedRows, model: "PreTrainedModel", base_folder: Path | None
-) -> PromptSpec:
+def build_prompt_spec(recipe: Recipe, data: run_data.PreparedRows, base_folder: Path | None) -> PromptSpec:
     """Return prompt.json of the run. `base_folder` is the dequantized base that it was trained on, if there is one."""
-    commit = getattr(model.config, "_commit_hash", None)
     trained_base = base_store.read_record(base_folder, base_folder.name) if base_folder else None
-    prompt = adapter.build_prompt_spec(recipe, data.rendering, data.spec, data.max_answer_tokens, commit, trained_base)
+    prompt = adapter.build_prompt_spec(recipe, data.rendering, data.spec, data.max_answer_tokens, trained_base)
     return prompt.model_copy(update={"examples": data.examples.setting}) if data.examples else prompt
 
 

@@ -127,7 +127,7 @@ def base_display_name(recipe: Recipe) -> str:
     return local_names.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
-def base_identity(recipe: Recipe, commit: str | None, trained: TrainedBase | None = None) -> BaseIdentity:
+def base_identity(recipe: Recipe, trained: TrainedBase | None = None) -> BaseIdentity:
     """Return the identity of the adapter's base: its name with its commit on the hub, or the hashes of its files.
 
     `trained` is the record of the dequantized base (`base_store.read_record`), None if the published base was used in
@@ -135,9 +135,8 @@ def base_identity(recipe: Recipe, commit: str | None, trained: TrainedBase | Non
     """
     folder = Path(recipe.model.base)
     hashes = digests.hash_base_files(folder) if folder.is_dir() else None
-    return BaseIdentity(
-        name=base_display_name(recipe), commit=None if hashes else commit, sha256=hashes, trained=trained
-    )
+    commit = None if hashes else recipe.model.revision
+    return BaseIdentity(name=base_display_name(recipe), commit=commit, sha256=hashes, trained=trained)
 
 
 def build_prompt_spec(
@@ -145,14 +144,12 @@ def build_prompt_spec(
     rendering: Rendering,
     spec: Any,
     max_answer_tokens: int,
-    commit: str | None = None,
     trained_base: TrainedBase | None = None,
 ) -> PromptSpec:
     """Return prompt.json: everything that a server needs to build the same prompts and to decode the same answers.
 
     It contains the task; the messages with a placeholder for the input, and their token ids; the constraint and the
-    limit of the answer; the template's hash and pinned values; and the base. `commit` is the base's commit on the hub,
-    see `base_identity`.
+    limit of the answer; the template's hash and pinned values; and the base, see `base_identity`.
     """
     task, tokenizer = TASKS[recipe.task.task_name], rendering.tokenizer
     messages = task.messages(spec, {"text": INPUT_PLACEHOLDER})
@@ -167,7 +164,7 @@ def build_prompt_spec(
         max_answer_tokens=max_answer_tokens,
         chat_template_sha256=chat_template.template_sha256(tokenizer),
         template=TemplateRecord(pinned=rendering.pinned_values, own_suffix=rendering.own_suffix_reason),
-        base=base_identity(recipe, commit, trained_base),
+        base=base_identity(recipe, trained_base),
     )
 
 

@@ -185,7 +185,7 @@ def load_model(recipe: Recipe, run: Run, data: HeadData) -> Any:
             code="INS-T019",
         )
     model.config.pad_token_id = data.tokenizer.pad_token_id
-    return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS")
+    return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS", recipe.model.revision)
 
 
 def plan_packs(

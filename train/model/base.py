@@ -14,7 +14,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.lora import Lora
 from insource.config.schema.train import Model
-from insource.tasks.rendering import base_tokenizer
+from insource.tasks.rendering import hub_model
 from insource.tracking.base_models import smollm2_wheel
 from train.model import lora_init, multimodal
 from train.model.classification_head import HEAD_MODULE
@@ -34,7 +34,7 @@ def load_config(model: Model) -> "PretrainedConfig":
     try:
         return AutoConfig.from_pretrained(model.base, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(model, error), code="INS-T001") from None
+        raise RecipeError(hub_model.not_found_message(model, error), code="INS-T001") from None
 
 
 def load_base_model(
@@ -69,7 +69,7 @@ def load_base_model(
             **({"num_labels": len(labels)} if labels else {}),
         )
     except OSError as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error), code="INS-T001") from None
+        raise RecipeError(hub_model.not_found_message(recipe.model, error), code="INS-T001") from None
     except ValueError as error:
         if not labels:
             raise
@@ -130,14 +130,18 @@ def disable_cpu_repacking(model: "PreTrainedModel") -> None:
 
 
 def add_adapter(
-    model: "PreTrainedModel", lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    model: "PreTrainedModel",
+    lora: Lora,
+    seed: int,
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
+    revision: str | None = None,
 ) -> "PreTrainedModel":
     """Return the model with a new LoRA adapter; the base is frozen, the adapter float32.
 
     bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never change. An adapter that is
     initialized from the base uses the weights before quantization, see lora_init.py. With SEQ_CLS the classification
-    head is trained in full and belongs to the adapter (PEFT's modules_to_save). Raise RecipeError if PEFT rejects
-    the settings.
+    head is trained in full and belongs to the adapter (PEFT's modules_to_save). `revision` is the commit of a base
+    on the hub, for adapter_config.json. Raise RecipeError if PEFT rejects the settings.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
@@ -154,7 +158,7 @@ def add_adapter(
         with warnings.catch_warnings():
             # PEFT's own conversion of such an adapter loses the scaling of patterns; lora_init.py keeps it.
             warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
-            adapted = get_peft_model(model, LoraConfig(task_type=TaskType[task_type], **settings))
+            adapted = get_peft_model(model, LoraConfig(task_type=TaskType[task_type], **settings), revision=revision)
     except (ValueError, TypeError) as error:
         # PEFT's message names the missing modules or the conflicting settings.
         raise RecipeError(f"lora: {error}", code="INS-T013") from None

@@ -155,7 +155,7 @@ def _dequantize_layer(layer: Any, dtype: "torch.dtype") -> Any:
 
 def compute_digest(recipe: Recipe, model: "PreTrainedModel") -> str:
     """Return the digest of everything that the dequantized weights of a base depend on."""
-    return _compute_digest(recipe, getattr(model.config, "_commit_hash", None), str(model.dtype).removeprefix("torch."))
+    return _compute_digest(recipe, str(model.dtype).removeprefix("torch."))
 
 
 def dequantized_bytes(model: "PreTrainedModel") -> int:
@@ -175,9 +175,9 @@ def ensure_base(recipe: Recipe, store: Path, digest: str, on_fallback: FallbackL
     return path if path and path.name == digest else None
 
 
-def _compute_digest(recipe: Recipe, commit: str | None, dtype: str) -> str:
+def _compute_digest(recipe: Recipe, dtype: str) -> str:
     folder = Path(recipe.model.base)
-    published: Any = digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, commit]
+    published: Any = digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, recipe.model.revision]
     library_version = metadata.version("bitsandbytes")
     return atomic_files.digest([VERSION, published, recipe.model.quantization, dtype, library_version])
 
@@ -189,7 +189,7 @@ def _find_existing(recipe: Recipe, store: Path) -> Path | None:
     """
     if not Path(recipe.model.base).is_dir():
         return None
-    path = store / _compute_digest(recipe, None, "float32")
+    path = store / _compute_digest(recipe, "float32")
     if not (path / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(path):
         return None
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
@@ -220,7 +220,7 @@ def _write_if_missing(
             _save_base(model, folder, recipe)
             record = {
                 "version": VERSION,
-                "base": _describe_base(recipe, model),
+                "base": _describe_base(recipe),
                 "quantization": recipe.model.quantization,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "bitsandbytes": metadata.version("bitsandbytes"),
@@ -232,12 +232,12 @@ def _write_if_missing(
     return path
 
 
-def _describe_base(recipe: Recipe, model: "PreTrainedModel") -> dict[str, object]:
+def _describe_base(recipe: Recipe) -> dict[str, object]:
     folder = Path(recipe.model.base)
     local, gguf = folder.is_dir(), gguf_model.read_gguf_info(recipe.model.base)
     return {
         "name": gguf["file"] if gguf else folder.name if local else recipe.model.base,
-        "commit": None if local else getattr(model.config, "_commit_hash", None),
+        "commit": None if local else recipe.model.revision,
         "sha256": digests.hash_base_files(folder) if local else None,
     }
 

@@ -135,10 +135,9 @@ def _set_weight(base: Any, weight: "torch.Tensor") -> None:
 def _load_unquantized(model: "PreTrainedModel") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    config = model.config
     return AutoModelForCausalLM.from_pretrained(
-        config._name_or_path,
-        revision=getattr(config, "_commit_hash", None) or "main",
+        model.config._name_or_path,
+        revision=model.peft_config[ADAPTER_NAME].revision or "main",
         dtype="auto",
         device_map={"": "cpu"},
         use_safetensors=True,

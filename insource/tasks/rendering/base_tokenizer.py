@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from insource.config import base_models
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
+from insource.tasks.rendering import hub_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,17 +80,6 @@ def list_stop_tokens(model: Model, tokenizer: "PreTrainedTokenizerBase") -> list
     return list(dict.fromkeys(token for token in tokens if token))
 
 
-def base_not_found_message(model: Model, error: Exception) -> str:
-    """Return the error message for a base model, or its tokenizer, that cannot be loaded."""
-    reason = str(error).strip().partition("\n")[0]
-    if Path(model.base).is_dir():
-        return f"model.base: {model.base} cannot be loaded: {reason}"
-    return (
-        f"model.base: {model.base} is neither on this machine nor on the hub: {reason}\n"
-        "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
-    )
-
-
 def check_not_gguf(model: Model) -> None:
     """Raise RecipeError if the folder of a base has its weights as GGUF and not as safetensors.
 
@@ -140,7 +130,7 @@ def _select_template(model: Model, template: object) -> Any:
 
 
 def _no_tokenizer_error(model: Model, error: Exception) -> RecipeError:
-    names = _list_files(model)
+    names = hub_model.list_files(model)
     if ggufs := sorted(name for name in names or () if name.endswith(base_models.GGUF_SUFFIX)):
         return RecipeError(
             f"model.base: {model.base} has its weights as GGUF; fetch one file (`hf download {model.base} {ggufs[0]}`) "
@@ -153,19 +143,7 @@ def _no_tokenizer_error(model: Model, error: Exception) -> RecipeError:
             "tokenizer_config.json and chat_template.jinja of the published model there",
             code="INS-T002",
         )
-    return RecipeError(base_not_found_message(model, error), code="INS-T001")
-
-
-def _list_files(model: Model) -> set[str] | None:
-    """Return the file names of a base, None if it is neither a folder nor a reachable repository."""
-    if (folder := Path(model.base)).is_dir():
-        return {path.name for path in folder.iterdir()}
-    from huggingface_hub import HfApi
-
-    try:
-        return set(HfApi().list_repo_files(model.base, revision=model.revision))
-    except (OSError, ValueError):
-        return None
+    return RecipeError(hub_model.not_found_message(model, error), code="INS-T001")
 
 
 def _read_generation_config(model: Model) -> dict[str, Any]:
@@ -176,7 +154,7 @@ def _read_generation_config(model: Model) -> dict[str, Any]:
 
 def _read_json_object(model: Model, name: str) -> dict[str, Any] | None:
     """Return a JSON file of a base, None if there is none. Raise RecipeError if it is damaged."""
-    if (path := _find_file(model, name)) is None:
+    if (path := hub_model.find_file(model, name)) is None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -190,18 +168,3 @@ def _read_json_object(model: Model, name: str) -> dict[str, Any] | None:
         f"model.base: {name} of {model.base} cannot be read: {problem}; copy that of the published model there",
         code="INS-T002",
     )
-
-
-def _find_file(model: Model, name: str) -> Path | None:
-    """Return a small file of a base, downloaded from the hub if needed; None if there is none."""
-    if (folder := Path(model.base)).is_dir():
-        return folder / name if (folder / name).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(model.base, name, revision=model.revision))
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RecipeError(base_not_found_message(model, error), code="INS-T001") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
-from insource.tasks.rendering import assistant_turn, base_tokenizer, pinned_template
+from insource.tasks.rendering import assistant_turn, base_tokenizer, hub_model, pinned_template
 from insource.tasks.rendering.assistant_turn import Turn
 from insource.tasks.rendering.pinned_template import PinnedTemplate
 
@@ -66,6 +66,7 @@ def load_rendering(model: Model) -> Rendering:
 
     Raises RecipeError if there is no tokenizer, or the base cannot answer immediately.
     """
+    model = hub_model.pin_commit(model)
     tokenizer = base_tokenizer.load_base_tokenizer(model)
     candidates: list[tuple[PinnedTemplate, Turn]] = []
     errors: list[RecipeError] = []
