@@ -70,6 +70,11 @@ EFFORT_OPTION = TemplateKind("Qwen3.8", preamble="Effort: {{ reasoning_effort or
 ONLY_EFFORT = TemplateKind(
     "Command A", generation_prompt="<|assistant|>\n{% if reasoning_effort != 'none' %}<think>\n{% endif %}"
 )
+ONLY_MODE = TemplateKind(
+    "MiniMax-M3",
+    generation_prompt="<|assistant|>\n{% if thinking_mode == 'disabled' %}</think>{% endif %}",
+    before_answer="<|assistant|>\n</think>",
+)
 SYSTEM_OPTION = TemplateKind(
     "Mistral Nemo",
     preamble="{% if messages[0].role == 'system' %}{% set system_message = messages[0].content %}{% endif %}",
@@ -94,6 +99,11 @@ THINKS_AND_ANSWERS = TemplateKind(
 )
 CHANNEL = TemplateKind(
     "gpt-oss", generation_prompt="<|assistant|>", before_answer="<|assistant|><|channel|>final<|message|>"
+)
+CHANNEL_WITHOUT_THOUGHT = TemplateKind(
+    "Cohere2 MoE",
+    generation_prompt="<|assistant|>\n<think>{% if reasoning_effort == 'none' %}</think>{% endif %}",
+    before_answer="<|assistant|>\n<|text|>",
 )
 ONLY_PARTS = TemplateKind("SmolVLM", user_turn=USER + "{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>\n")
 NO_GENERATION_PROMPT = TemplateKind("a template of a base model", generation_prompt="")

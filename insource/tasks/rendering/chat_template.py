@@ -69,16 +69,16 @@ def load_rendering(model: Model) -> Rendering:
     model = hub_model.pin_commit(model)
     tokenizer = base_tokenizer.load_base_tokenizer(model)
     candidates: list[tuple[PinnedTemplate, Turn]] = []
-    errors: list[RecipeError] = []
+    errors: list[tuple[PinnedTemplate, RecipeError]] = []
     for pinned in pinned_template.pin_template(tokenizer.chat_template, model.template, model.base):
         tokenizer.chat_template = pinned.template
         try:
             candidates.append((pinned, assistant_turn.read_turn(tokenizer)))
         except RecipeError as error:
-            errors.append(error)
+            errors.append((pinned, error))
     if not candidates:
-        # The first error is that of the template with thinking off.
-        raise errors[0]
+        # Prefer the reason that remains with thinking off.
+        raise next((error for pinned, error in errors if pinned.disables_thinking), errors[0][1])
     # Prefer the first candidate in which open and answered prompts agree.
     pinned, turn = next((candidate for candidate in candidates if candidate[1].continues_prompt), candidates[0])
     tokenizer.chat_template = pinned.template

@@ -23,7 +23,8 @@ from insource.config.schema.train import Template
 
 # Template variables that enable thinking.
 THINKING_SWITCHES = ("enable_thinking", "thinking")
-EFFORT_SWITCH, NO_EFFORT = "reasoning_effort", "none"
+# Options with several values, and their value without thinking.
+THINKING_OPTIONS = {"reasoning_effort": "none", "thinking_mode": "disabled"}
 CLOCK_FUNCTION = "strftime_now"
 UNSET = "not set"
 # Variables that each rendering has, beside the special tokens (`bos_token`), and names with a meaning in Jinja.
@@ -42,12 +43,17 @@ class PinnedTemplate:
     values: Mapping[str, bool | str] = field(default_factory=dict)
     """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template without such variables."""
 
+    @property
+    def disables_thinking(self) -> bool:
+        """Return whether a switch or an option for thinking is pinned to off."""
+        return any(value is False or THINKING_OPTIONS.get(name) == value for name, value in self.values.items())
+
 
 def pin_template(template: str, settings: Template, name: str) -> Iterator[PinnedTemplate]:
     """Yield the template pinned by the recipe's settings; for `auto` with thinking off, then with the switch undefined.
 
-    A template that has `reasoning_effort` as its only switch comes with that undefined, then with "none". `name` is the
-    base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
+    A template without a switch, but with one of THINKING_OPTIONS, comes with that undefined, then without thinking.
+    `name` is the base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
     """
     environment, tree = _parse_template(template, name)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
@@ -58,19 +64,19 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
     switches = [switch for switch in THINKING_SWITCHES if switch in names]
     options = _find_options(environment, tree) - {*switches, CLOCK_FUNCTION}
 
-    def set_constants(effort: str) -> str:
-        values = {option: effort if option == EFFORT_SWITCH else UNSET for option in sorted(options)}
-        return "".join(_set_statement(option, value) for option, value in values.items()) + clock
+    def set_constants(values: Mapping[str, str]) -> str:
+        return "".join(_set_statement(option, values.get(option, UNSET)) for option in sorted(options)) + clock
 
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
-        prologue = "".join(_set_statement(switch, choice) for switch in switches) + set_constants(UNSET)
+        prologue = "".join(_set_statement(switch, choice) for switch in switches) + set_constants({})
         yield PinnedTemplate(prologue + template, {**dict.fromkeys(switches, choice), **date_values})
     if switches:
         return
-    yield PinnedTemplate(set_constants(UNSET) + template, date_values)
-    if EFFORT_SWITCH in options and settings.enable_thinking is not True:
-        yield PinnedTemplate(set_constants(NO_EFFORT) + template, {EFFORT_SWITCH: NO_EFFORT, **date_values})
+    yield PinnedTemplate(set_constants({}) + template, date_values)
+    off_values = {option: value for option, value in THINKING_OPTIONS.items() if option in options}
+    if off_values and settings.enable_thinking is not True:
+        yield PinnedTemplate(set_constants(off_values) + template, {**off_values, **date_values})
 
 
 def _set_statement(variable: str, value: bool | str) -> str:

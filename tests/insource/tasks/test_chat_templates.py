@@ -40,6 +40,7 @@ TAKEN = [
     (kinds.DATE_OPTION, {}, "<|end|>", False),
     (kinds.EFFORT_OPTION, {}, "<|end|>", False),
     (kinds.ONLY_EFFORT, {"reasoning_effort": "none"}, "<|end|>", False),
+    (kinds.ONLY_MODE, {"thinking_mode": "disabled"}, "<|end|>", False),
     (kinds.SYSTEM_OPTION, {}, "<|end|>", False),
     (kinds.SPACE_BEFORE_ANSWER, {}, "<|end|>", True),
     (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
@@ -51,6 +52,7 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
+    (kinds.CHANNEL_WITHOUT_THOUGHT, "does not answer right behind its open prompt.*channel"),
     (kinds.ONLY_PARTS, "only as a list of parts"),
     (kinds.NO_GENERATION_PROMPT, "writes no generation prompt.*copy of the base"),
     (kinds.NEEDS_SYSTEM, "cannot render a plain conversation: no system message"),
@@ -106,6 +108,7 @@ def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
         kinds.DATE_OPTION,
         kinds.EFFORT_OPTION,
         kinds.ONLY_EFFORT,
+        kinds.ONLY_MODE,
         kinds.SYSTEM_OPTION,
     ],
     ids=lambda kind: kind.model,
@@ -132,6 +135,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
         "thinking": True,
         "date_string": "9 July 2031",
         "reasoning_effort": "high",
+        "thinking_mode": "adaptive",
         "system_message": "Say late_fee.",
     }
     changed_ids = saved_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **arguments)
