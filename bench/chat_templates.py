@@ -1,8 +1,9 @@
-"""`make bench BENCH=chat_templates ARGS=LIST.tsv`: which published chat templates are accepted, and how.
+"""`make bench BENCH=chat_templates`: which published chat templates are accepted, and how.
 
-LIST.tsv has one model a line: its name and its base (a folder, a name on the hub, or a template file). For a template
-file, four columns follow: bos_token, eos_token, the EOS tokens of the generation config, and further tokens of the
-vocabulary. Spaces separate tokens:
+The list, bench/chat_templates.tsv or the one given, has one model a line: its name and its base, which is a template in
+a package (bench/template_sources.py), a template file, a folder, or a name on the hub. For a template, four columns
+follow: bos_token, eos_token, the EOS tokens of the generation config, and further tokens of the vocabulary. Spaces
+separate tokens:
 
     Qwen3-0.6B <tab> templates/qwen3.jinja <tab>  <tab> <|im_end|> <tab> <|im_end|> <|endoftext|>
 
@@ -22,19 +23,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from insource.config.base_models import POCKET
+from bench import docs_tables, machine, template_sources
+from insource.config.base_models import POCKET, SMOLLM2, smollm2_dir
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
-from insource.system import atomic_files
 from insource.tasks import classification, generation
 from insource.tasks.rendering import base_tokenizer, chat_template
 from insource.tasks.rendering.chat_template import Rendering
+from insource.tracking.base_models import smollm2_wheel
 from train.evaluate import decodability
 from train.packing.packing_plan import TokenizedRow
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs" / "models.md"
-BEGIN_MARK, END_MARK = "<!-- chat_templates: begin -->\n", "<!-- chat_templates: end -->"
+DOCS = machine.ROOT / "docs" / "models.md"
+LIST = Path(__file__).with_suffix(".tsv")
 TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX = "as its template has it", "own suffix"
 REFUSED, MISHANDLED = "refused", "MISHANDLED"
 CLASSIFICATION_SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
@@ -64,29 +65,29 @@ class TemplateResult:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("list", type=Path)
+    parser.add_argument("list", type=Path, nargs="?", default=LIST)
     parser.add_argument("--page", type=Path, default=DOCS, help="a page with the marks between which the table goes")
     arguments = parser.parse_args()
+    text = arguments.list.read_text(encoding="utf-8")
+    lines = [line.split("\t") for line in text.splitlines() if line.strip() and not line.startswith("#")]
     results = []
-    for line in arguments.list.read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            results.append(check_line(line.split("\t"), arguments.list.parent))
+    with template_sources.write_templates({base for _, base, *_ in lines}) as template_paths:
+        for name, base, *tokens in lines:
+            results.append(check_model(name, template_paths.get(base, arguments.list.parent / base), base, tokens))
             result = results[-1]
             print(f"{result.model:36} {result.outcome:24} {result.stop:20} {result.reason[:100]}", flush=True)
-    page = arguments.page.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN_MARK)
-    atomic_files.write_text(
-        arguments.page, head + BEGIN_MARK + results_table(results) + END_MARK + rest.partition(END_MARK)[2]
-    )
+    docs_tables.replace_section(arguments.page, "chat_templates", results_table(results))
 
 
-def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
-    """Return the outcome of one line of the list."""
-    name, base, *token_columns = columns
+def check_model(name: str, template_path: Path, base: str, tokens: list[str]) -> TemplateResult:
+    """Return the outcome of a model: of a template file, or of a base if there is no such file."""
     with tempfile.TemporaryDirectory() as folder:
-        if (list_dir / base).is_file():
-            base_dir, template = Path(folder) / re.sub(r"[^\w.-]+", "-", name), (list_dir / base).read_text("utf-8")
-            base = str(write_base(base_dir, template, *token_columns))
+        if template_path.is_file():
+            base_dir = Path(folder) / re.sub(r"[^\w.-]+", "-", name)
+            base = str(write_base(base_dir, template_path.read_text(encoding="utf-8"), *tokens))
+        elif base == SMOLLM2:
+            base = str(smollm2_dir())
+            smollm2_wheel.ensure_smollm2_folder(base)
         try:
             rendering = chat_template.load_rendering(Model(base=base))
         except RecipeError as error:
@@ -193,7 +194,7 @@ def results_table(results: list[TemplateResult]) -> str:
             f"| {result.model} | {result.outcome} | {result.pinned} | {stop} | {generation_prompt} | "
             f"{table_cell(result.reason)} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def table_cell(text: str) -> str:

