@@ -27,6 +27,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tasks import TASKS, train_subset
 from insource.tracking import folder_ownership, run
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 
 MODELS = ("tuned", "linear")
@@ -115,8 +116,10 @@ def train_curve(
         print(f"curve     {number} of {len(settings.planned_sizes)}: {size:,} rows", file=sys.stderr, flush=True)
         trained = Run(training.train_subset(arguments, None if size == settings.train_rows else size))
         point, rows = points.read_trained_point(trained, dataset, order[:size], settings.metric)
-        curve = tuned or LearningCurve(f"adapter on {Path(recipe.model.base).name}", [], rows)
-        tuned = curve.with_point(point)
+        if tuned is None:
+            base_name = PromptSpec.read(trained.folder / "adapter").base.name
+            tuned = LearningCurve(f"adapter on {base_name}", [], rows)
+        tuned = tuned.with_point(point)
         is_stopped = number < len(settings.planned_sizes) and conclusion.is_clear(
             tuned, settings.target_gain, settings.alpha
         )

@@ -34,6 +34,7 @@ def test_a_killed_curve_goes_on_and_trains_nothing_twice(small_recipe: Path, tmp
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr.count("train     unchanged") == 1
     payload = atomic_files.read_json(parent / "curve.json")
+    assert payload["curves"]["tuned"]["title"] == "adapter on pocket/model"
     points = payload["curves"]["tuned"]["points"]
     trained = [point["train_rows"] for point in points]
     assert trained == (payload["planned_sizes"][-len(trained) :]) and len(trained) >= 2
