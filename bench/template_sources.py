@@ -72,7 +72,8 @@ def write_templates(sources: set[str]) -> Iterator[dict[str, Path]]:
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        templates = {"trl": {path.name: path.read_text("utf-8") for path in _trl_templates().glob("*.jinja")}}
+        trl_paths = (Path(str(files("trl"))) / "chat_templates").glob("*.jinja")
+        templates = {"trl": {path.name: path.read_text(encoding="utf-8") for path in trl_paths}}
         for package in {source.partition(":")[0] for source in sources} & PACKAGES.keys():
             templates[package] = PACKAGES[package].read_templates(folder)
         paths = {}
@@ -82,10 +83,6 @@ def write_templates(sources: set[str]) -> Iterator[dict[str, Path]]:
                 paths[source] = folder / f"{package}-{template}"
                 paths[source].write_text(templates[package][template], encoding="utf-8")
         yield paths
-
-
-def _trl_templates() -> Path:
-    return Path(str(files("trl"))) / "chat_templates"
 
 
 def _read_zip(path: Path, location: str) -> dict[str, str]:

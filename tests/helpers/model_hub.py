@@ -34,6 +34,17 @@ class Hub:
 def run_hub(**repositories: Repository) -> Iterator[Hub]:
     """Yield a hub that serves repositories as acme/<name>."""
     hub = Hub({f"acme/{name}": repository for name, repository in repositories.items()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), make_handler(hub)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        hub.address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+
+
+def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    """Return the class that answers the requests to a hub."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -87,13 +98,7 @@ def run_hub(**repositories: Repository) -> Iterator[Hub]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        hub.address = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield hub
-        finally:
-            server.shutdown()
+    return Handler
 
 
 def describe(path: Path, folder: Path) -> dict[str, object]:

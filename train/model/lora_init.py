@@ -137,7 +137,7 @@ def _load_unquantized(model: "PreTrainedModel") -> "PreTrainedModel":
 
     return AutoModelForCausalLM.from_pretrained(
         model.config._name_or_path,
-        revision=model.peft_config[ADAPTER_NAME].revision or "main",
+        revision=model.peft_config[ADAPTER_NAME].revision,
         dtype="auto",
         device_map={"": "cpu"},
         use_safetensors=True,

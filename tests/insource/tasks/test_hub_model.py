@@ -88,7 +88,7 @@ def test_all_files_of_a_base_are_read_from_one_commit_and_without_a_network_from
         assert call(*calls, **cache, **settings) == [FIRST, "<|end|>"]
 
 
-def test_what_the_hub_refuses_is_told_with_what_would_do(hub: Hub, cache: dict[str, str]) -> None:
+def test_each_refusal_of_the_hub_has_its_own_reason(hub: Hub, cache: dict[str, str]) -> None:
     gated, missing, revision, name = call(
         ("stop", "acme/gated", None),
         ("stop", "acme/missing", None),
