@@ -96,7 +96,8 @@ class PoolGateway:
                     if check_task is None and self._find_unchecked(engine):
                         check_task = asyncio.create_task(self.check_versions(engine, session))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(engine.suspect.wait(), CHECK_SECONDS)
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await engine.suspect.wait()
         finally:
             if check_task:
                 check_task.cancel()

@@ -97,7 +97,8 @@ class Monitor:
         """Write due records periodically until `close` is called."""
         while not self._stopped.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), WRITE_INTERVAL_SECONDS)
+                async with asyncio.timeout(WRITE_INTERVAL_SECONDS):
+                    await self._stopped.wait()
             await self.write()
 
     async def write(self, write_all: bool = False) -> None:

@@ -58,6 +58,7 @@ class WorkerPool:
         # While half of a worker's rows are in flight at its server, the other half is on its way.
         self._shards_per_worker = max(2, math.ceil(2 * worker_concurrency / SHARD_ROWS))
         self._rows: asyncio.Queue[PendingRow] = asyncio.Queue()
+        self._is_over = False
         self.check_node: Callable[[str], None] = lambda node_ip: None
         """Raises RecipeError for a node that may not get rows."""
 
@@ -79,6 +80,7 @@ class WorkerPool:
             async with asyncio.TaskGroup() as group:
                 slots = [group.create_task(self._keep_worker()) for _ in range(self._n_workers)]
                 yield
+                self._is_over = True
                 for slot in slots:
                     slot.cancel()
         except ExceptionGroup as errors:
@@ -87,7 +89,9 @@ class WorkerPool:
     async def _keep_worker(self) -> None:
         """Start workers one after the other, and send shards to each until it is lost."""
         n_failures = 0
-        while True:
+        # A TaskGroup that fails while its task is cancelled raises the failure and drops the cancellation: a slot whose
+        # worker is lost with the last open row is not ended by it.
+        while not self._is_over:
             slot = Slot(self._start_worker())
             try:
                 self.check_node(await self._wait_until_started(slot.worker))

@@ -66,12 +66,12 @@ class Cluster:
 
         return type("Handle", (), {"start": Method(start), "predict_shard": Method(predict_shard)})()
 
-    def predict(self, n_workers: int) -> list[Prediction]:
+    def predict(self, n_workers: int, rows: Sequence[InputRow] = ROWS) -> list[Prediction]:
         pool = WorkerPool(self.start_worker, lambda worker: None, (LostWorkerError,), n_workers, worker_concurrency=8)
 
         async def run() -> list[Prediction]:
             async with pool.run_workers():
-                return list(await asyncio.gather(*map(pool.predict, ROWS)))
+                return list(await asyncio.gather(*map(pool.predict, rows)))
 
         return asyncio.run(run())
 
@@ -107,6 +107,11 @@ def test_a_row_that_ends_its_workers_is_left_out_and_the_others_are_answered() -
     assert failed and not any(prediction.final for prediction in failed)
     assert (predictions[150].refused or "").startswith("no_answer: 3 workers were lost")
     assert len(failed) < len(ROWS) / 2
+
+
+def test_the_prediction_ends_when_the_last_open_row_ends_its_workers() -> None:
+    [prediction] = Cluster(lambda number, rows: True).predict(3, ROWS[150:151])
+    assert (prediction.refused or "").startswith("no_answer: 3 workers were lost")
 
 
 def test_workers_that_are_lost_again_and_again_end_the_prediction() -> None:
