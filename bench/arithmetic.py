@@ -69,7 +69,7 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **setting.variables}
     started_at, codes = time.monotonic(), {}
     for stage in STAGES:
-        print(f"bench     {setting.name}: {stage}", file=sys.stderr, flush=True)
+        machine.log(f"{setting.name}: {stage}")
         argv = [sys.executable, "-m", stage, recipe, "--hardware", "cpu", *setting.changes]
         codes[stage] = subprocess.run(argv, cwd=machine.ROOT, env=env, check=False).returncode
         if codes[stage]:

@@ -54,11 +54,7 @@ def main() -> int:
         rows.append(result)
         cells = " | ".join(f"{result[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
         print(f"| one in ten fails: {fault_rate > 0} | {cells} | {result['over_cap']} |", flush=True)
-    metadata = {
-        "command": "make bench BENCH=budget",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
-    }
+    metadata = machine.describe_call("make bench BENCH=budget")
     atomic_files.write_json(arguments.results, [row | metadata for row in rows])
     return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.OK
 

@@ -101,9 +101,7 @@ def measure(tokenizer: "PreTrainedTokenizerBase", grammar: str, answers: Sequenc
         "compile_seconds": round(compile_seconds, 3),
         "mean_ms": 1e3 * statistics.mean(seconds),
         "max_ms": 1e3 * max(seconds),
-        "command": "python -m bench.constraint --sroie FOLDER",
-        "hardware": machine.describe_hardware(False),
-        "date": machine.utc_date(),
+        **machine.describe_call("python -m bench.constraint --sroie FOLDER"),
     }
 
 

@@ -31,6 +31,7 @@ from insource.stats import intervals, paired
 from insource.stats.intervals import ATOL, Interval
 from insource.stats.paired import PairedDifference
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
@@ -79,7 +80,7 @@ def main() -> int:
             started_at = time.monotonic()
             results += [{**row, **metadata} for row in simulate(n, clustered, sets, resamples, metrics=metrics)]
             message = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - started_at:.0f} s"
-            print(message, file=sys.stderr, flush=True)
+            log_line(message)
     if arguments.only and not arguments.quick:
         results = merge_results(atomic_files.read_json(RESULTS), results)
     print(results_tables(results))
@@ -87,7 +88,6 @@ def main() -> int:
     for row in broken:
         print(f"not as promised: {row['figure']}, {row['n']} rows, {row['clusters'] or 'no'} clusters", file=sys.stderr)
     if not arguments.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
         atomic_files.write_json(RESULTS, results)
     return cli.FAILED if broken and not arguments.quick else cli.OK
 

@@ -10,7 +10,6 @@ a model with 2n rows, on all test rows, which neither the curve nor its models r
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from insource.stats import paired
 from insource.stats.metric_stats import mean_metric
 from insource.stats.paired import PairedDifference
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tasks import train_subset
 from insource.tasks.data_row import DataRow, Rows
 
@@ -95,14 +95,12 @@ def main() -> int:
         for seed in range(arguments.seeds):
             max_rows = arguments.banking77_rows if name == "banking77" else arguments.max_rows
             measured += measure(name, replace(dataset, train=pool), test, recipe, seed, max_rows, arguments)
-            print(f"{name} seed {seed}: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
+            log_line(f"{name} seed {seed}: {time.monotonic() - started_at:.0f} s")
     banking = " --banking77 FOLDER" if arguments.banking77 else ""
     banking += f" --banking77-rows {arguments.banking77_rows}" if arguments.banking77_rows else ""
     limit = f" --max-rows {arguments.max_rows}" if arguments.max_rows else ""
     results = {
-        "command": f"python -m bench.curve --seeds {arguments.seeds}{limit}{banking}",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
+        **machine.describe_call(f"python -m bench.curve --seeds {arguments.seeds}{limit}{banking}"),
         "metric": METRIC,
         "points": POINTS,
         "alpha": ALPHA,

@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import machine
 from demo_data.support_tickets import generate_tickets
+from insource.system.console_log import log_line
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 SIZES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
@@ -155,8 +156,7 @@ def main() -> None:
     for count, near_fraction in SIZES:
         if count <= max_rows:
             results.append(measure(count, near_fraction))
-            print(f"{results[-1]['shape']}: {results[-1]['seconds']} s", file=sys.stderr, flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
+            log_line(f"{results[-1]['shape']}: {results[-1]['seconds']} s")
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n".join(results_table(results)))
 

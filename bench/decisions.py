@@ -16,7 +16,6 @@ import asyncio
 import math
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from insource.config.errors import GateError
 from insource.config.load import load
 from insource.config.schema.serving_and_cost import Limits
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from insource.tasks import classification
 from serve.vllm import client, lifecycle
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess, free_port
@@ -123,13 +123,13 @@ async def measure_messages(address: Address, prompts: Sequence[list[int]], tree:
         for number, ids in enumerate(prompts):
             measurement = await measure_message(engine, ids, tree, shared_first=number % 2 == 0)
             measurements.append(measurement)
-            print(f"message   {number + 1} of {len(prompts)}", file=sys.stderr, flush=True)
+            log_line(f"message   {number + 1} of {len(prompts)}")
     return measurements
 
 
 async def measure_message(engine: EngineConnection, ids: list[int], tree: LabelTree, shared_first: bool) -> Measurement:
     """Return the measurement of one message, whose prompt is computed before the clock starts."""
-    await query_steps(engine, ids, tree, [((), tree.choices[()])] if () in tree.choices else [])
+    await query_steps(engine, ids, tree, [()] if () in tree.choices else [])
     seconds, probabilities = {}, {}
     for way in ("shared", "each") if shared_first else ("each", "shared"):
         started_at = time.perf_counter()
@@ -145,7 +145,7 @@ async def measure_message(engine: EngineConnection, ids: list[int], tree: LabelT
 async def decode_each_label(engine: EngineConnection, ids: list[int], tree: LabelTree) -> dict[str, float]:
     """Return the probability of each label from constrained decoding steps of its own, CONCURRENCY at a time."""
     steps = [(label, prefix) for label, path in tree.paths.items() for prefix in find_choices(path, tree)]
-    distributions = await query_steps(engine, ids, tree, [(prefix, tree.choices[prefix]) for _, prefix in steps])
+    distributions = await query_steps(engine, ids, tree, [prefix for _, prefix in steps])
     probabilities = dict.fromkeys(tree.paths, 1.0)
     for (label, prefix), distribution in zip(steps, distributions, strict=True):
         probabilities[label] *= math.exp(distribution[tree.paths[label][len(prefix)]])
@@ -158,12 +158,13 @@ def find_choices(path: TokenIds, tree: LabelTree) -> list[TokenIds]:
 
 
 async def query_steps(
-    engine: EngineConnection, ids: list[int], tree: LabelTree, steps: Sequence[tuple[TokenIds, Sequence[int]]]
+    engine: EngineConnection, ids: list[int], tree: LabelTree, prefixes: Sequence[TokenIds]
 ) -> list[dict[int, float]]:
-    """Return the log-probabilities (natural logarithm) of the allowed next tokens at each step."""
+    """Return the log-probabilities (natural logarithm) of the allowed next tokens after each prefix."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def decode(prefix: TokenIds, allowed: Sequence[int]) -> dict[int, float]:
+    async def decode(prefix: TokenIds) -> dict[int, float]:
+        allowed = tree.choices[prefix]
         body: dict[str, Any] = {"model": MODEL, "prompt": [*ids, *prefix], "max_tokens": 1, "temperature": 0.0}
         body |= {"allowed_token_ids": list(allowed), "logprobs": 0, "logprob_token_ids": list(allowed)}
         async with slots:
@@ -173,7 +174,7 @@ async def query_steps(
         (top,) = payload["choices"][0]["logprobs"]["top_logprobs"]
         return {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}
 
-    return await asyncio.gather(*(decode(prefix, allowed) for prefix, allowed in steps))
+    return await asyncio.gather(*(decode(prefix) for prefix in prefixes))
 
 
 def summarize(measurements: Sequence[Measurement], tree: LabelTree, n_labels: int) -> dict[str, Any]:
@@ -191,9 +192,7 @@ def summarize(measurements: Sequence[Measurement], tree: LabelTree, n_labels: in
         ),
         "largest_difference": max(measurement.difference for measurement in measurements),
         "version": environment.read_vllm_version(),
-        "command": "python -m bench.decisions",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
+        **machine.describe_call("python -m bench.decisions"),
     }
 
 

@@ -37,7 +37,6 @@ from insource.tracking.base_models import smollm2_wheel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 DECODE_PROGRAM = Path(__file__).parent / "peers" / "decode_rows.py"
 BUILDS = ("before", "now")
@@ -72,21 +71,21 @@ def main() -> int:
     arguments = build_parser().parse_args()
     cases = [case for case in CASES if not arguments.only or case.name.startswith(tuple(arguments.only))]
     systems = [name for name in BUILDS if name == "now" or arguments.before]
-    checkouts = {"before": arguments.before and arguments.before.resolve(), "now": ROOT}
+    checkouts = {"before": arguments.before and arguments.before.resolve(), "now": machine.ROOT}
     measured: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*systems, "vllm")}
     with tempfile.TemporaryDirectory(prefix="insource-decoding-") as name:
         for number in range(arguments.runs):
             specs = build_specs([case for case in cases if not (number and case.single_run)], arguments.banking77)
             for system in systems:
-                log(f"{system}, run {number + 1} of {arguments.runs}")
+                machine.log(f"{system}, run {number + 1} of {arguments.runs}")
                 program = [sys.executable, "-P", str(DECODE_PROGRAM)]
                 measured[system].append(run_program(program, checkouts[system], specs, Path(name)))
         vllm_cases = [] if arguments.no_vllm else [case for case in cases if case.model == "smollm2"]
         if vllm_cases:
-            log("vllm")
+            machine.log("vllm")
             specs = build_specs(vllm_cases, arguments.banking77)
             program = [sys.executable, "-m", "bench.peers.vllm_rows"]
-            measured["vllm"].append(run_program(program, ROOT, specs, Path(name)))
+            measured["vllm"].append(run_program(program, machine.ROOT, specs, Path(name)))
     results = [result for case in cases for result in compare_systems(case, measured, checkouts)]
     print(*results_table(results), sep="\n")
     if path := arguments.results or (None if arguments.only else RESULTS):
@@ -151,11 +150,8 @@ def run_program(
             [*program, str(path)], cwd=checkout, env=env, capture_output=True, text=True, check=False
         )
         if process.returncode or not result.exists():
-            stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
-            raise StageError(
-                f"{program[-1]} in {checkout.name} ended with {process.returncode}: {stderr_lines[-1][:300]}",
-                code="INS-X010",
-            )
+            reason = f"ended with {process.returncode}: {machine.last_line(process.stderr)}"
+            raise StageError(f"{program[-1]} in {checkout.name} {reason}", code="INS-X010")
         results |= json.loads(result.read_text(encoding="utf-8"))
     return results
 
@@ -231,11 +227,6 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join([*cells, memory, str(result['equal_answers'])])} |")
     return lines
-
-
-def log(message: str) -> None:
-    """Print a line of progress to stderr."""
-    print(f"bench     {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

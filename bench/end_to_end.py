@@ -97,7 +97,7 @@ def main() -> int:
     builds: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(arguments.runs):
         for name, checkout in checkouts.items():
-            print(f"bench     {name}, run {number + 1} of {arguments.runs}", file=sys.stderr, flush=True)
+            machine.log(f"{name}, run {number + 1} of {arguments.runs}")
             with tempfile.TemporaryDirectory(prefix="insource-end-to-end-") as folder:
                 builds[name].append(run_stages(checkout, arguments.recipe, Path(folder), extra_env[name]))
             _write_results(builds, checkouts, arguments)

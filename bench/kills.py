@@ -32,6 +32,7 @@ from typing import Any
 from bench import machine
 from demo_data.support_tickets import generate_tickets
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tracking import metrics
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
@@ -227,7 +228,7 @@ def main() -> int:
         for number in range(arguments.kills):
             reference_point, max_seconds = (AT_START, to_training) if number % 4 == 3 else (IN_TRAINING, to_end)
             results.append(measure_kill(recipe, prepared, rng.uniform(0, max_seconds), reference_point))
-            print(results_table(results, expected)[-1], file=sys.stderr, flush=True)
+            log_line(results_table(results, expected)[-1])
     n_identical = sum(all(result[key] == expected[key] for key in expected) for result in results)
     row = {
         "shape": "pocket model, NF4, LoRA with dropout, 12 updates of 4 rows, a checkpoint each 2",
@@ -242,7 +243,6 @@ def main() -> int:
         "python": platform.python_version(),
         "date": machine.utc_date(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
     print("\n".join(results_table(results, expected)))
     print(f"{n_identical} of {len(results)} ended in the same bytes")

@@ -15,7 +15,6 @@ train rows instead (`bench/labelling_choice.py`). The rule was chosen that way.
 import argparse
 import csv
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from data_prep.selection.row_ranking import rank_rows
 from insource.config import cli
 from insource.config.errors import RecipeError
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.text.text_keys import clean, duplicate_key
 
 RESULTS = Path(__file__).parent / "results" / "labelling.json"
@@ -129,10 +129,9 @@ def measure_all(train: Rows, held_out: Rows, seeds: int, schedule: Schedule, pat
     starts = [random.Random(seed).sample(range(len(train)), schedule.start_rows) for seed in range(seeds)]
     fits = [fit_rows(refits, train, start) for start in starts]
     results: dict[str, Any] = {
-        "command": f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}"
-        + (" --small" if schedule == SMALL else ""),
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
+        **machine.describe_call(
+            f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}" + (" --small" if schedule == SMALL else "")
+        ),
         "pool_rows": len(train),
         "held_out_rows": len(held_out),
         "labelled_rows": schedule.labelled_rows,
@@ -142,7 +141,7 @@ def measure_all(train: Rows, held_out: Rows, seeds: int, schedule: Schedule, pat
         for seed in range(seeds):
             accuracy = measure_arm(arm, seed, schedule, refits, train, held_out, starts[seed], fits[seed])
             results["runs"].append({"seed": seed, "arm": arm, "accuracy": accuracy})
-            print(f"{arm}, seed {seed}: {accuracy}", file=sys.stderr, flush=True)
+            log_line(f"{arm}, seed {seed}: {accuracy}")
         results["cpu_seconds"] = round(time.process_time() - started_at)
         if path:
             atomic_files.write_json(path, results)

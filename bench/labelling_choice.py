@@ -10,7 +10,6 @@ read for the models. It writes bench/results/labelling_choice.json.
 """
 
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from bench.linear_refits import LinearRefits, score
 from data_prep.arrays import Array
 from data_prep.selection import representative_rows, row_ranking
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 
 RESULTS = Path(__file__).parent / "results" / "labelling_choice.json"
 BASELINE, CURRENT = "random", "facility location of 10k"
@@ -167,9 +167,7 @@ def measure_all(train: Rows, seeds: int, names: Sequence[str], results_path: Pat
     The file keeps its results of other pools.
     """
     results: dict[str, Any] = {
-        "command": f"python -m bench.labelling --choose --banking77 FOLDER --seeds {seeds}",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
+        **machine.describe_call(f"python -m bench.labelling --choose --banking77 FOLDER --seeds {seeds}"),
         "pools": [],
         "runs": [],
     }
@@ -183,7 +181,7 @@ def measure_all(train: Rows, seeds: int, names: Sequence[str], results_path: Pat
         for seed in range(seeds):
             for rule in RULES:
                 results["runs"].append(measure_rule(prepared, rule, seed))
-                print(results["runs"][-1], file=sys.stderr, flush=True)
+                log_line(str(results["runs"][-1]))
         sizes = {"rows": len(pool.rows), "scored_rows": len(pool.scored), "start_rows": pool.start_rows}
         rounds = {"round_rows": pool.round_rows, "rounds": pool.rounds}
         results["pools"].append({"name": name, **sizes, **rounds})

@@ -14,6 +14,7 @@ import psutil
 from bench.peers.spec import RESULT_FILE, PeerSpec
 from insource.config.errors import StageError
 from insource.system import environment
+from insource.system.console_log import log_line
 
 ROOT = Path(__file__).parent.parent
 # While it is timed, a peer must not download, send telemetry or start tokenizer threads.
@@ -44,8 +45,7 @@ def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
     path = Path(spec.folder) / RESULT_FILE
     if process.returncode or not path.exists():
         (Path(spec.folder) / "stderr.txt").write_text(process.stdout + process.stderr, encoding="utf-8")
-        stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
-        raise StageError(f"{module} ended with {process.returncode}: {stderr_lines[-1].strip()[:300]}", code="INS-X010")
+        raise StageError(f"{module} ended with {process.returncode}: {last_line(process.stderr)}", code="INS-X010")
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
@@ -56,6 +56,21 @@ def describe_hardware(on_gpu: bool) -> str:
 
         return str(torch.cuda.get_device_name())
     return f"{os.cpu_count()} cores, {environment.cpu_name()}"
+
+
+def describe_call(command: str, on_gpu: bool = False) -> dict[str, str]:
+    """Return what a result has beside its figures: command, hardware and date."""
+    return {"command": command, "hardware": describe_hardware(on_gpu), "date": utc_date()}
+
+
+def log(message: str) -> None:
+    """Print a line of progress to stderr."""
+    log_line(f"bench     {message}")
+
+
+def last_line(stderr: str) -> str:
+    """Return the last line of a process's stderr, its first 300 characters."""
+    return (stderr.strip().splitlines() or ["nothing said"])[-1].strip()[:300]
 
 
 def measure_matmul_flops(on_gpu: bool, precision: str) -> float:

@@ -33,6 +33,7 @@ from bench.statistics.score_differences import CHANGE_KINDS, draw_differences
 from insource.config import cli
 from insource.stats.bounded_mean import mean_interval, proportion_interval
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 
 RESULTS = Path(__file__).parent / "results" / "parity_check.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
@@ -63,17 +64,12 @@ def main() -> int:
     if arguments.write_docs:
         docs_tables.write_tables(DOCS, "parity_check", RESULTS, results_tables)
         return cli.OK
-    metadata = {
-        "command": f"python -m bench.parity_check --sets {arguments.sets}",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
-    }
+    metadata = machine.describe_call(f"python -m bench.parity_check --sets {arguments.sets}")
     results: list[Row] = []
     for n in ROWS:
         started_at = time.monotonic()
         results += [{**row, **metadata} for row in [*compute_rates(n), *simulate(n, arguments.sets)]]
-        print(f"{n} rows: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
+        log_line(f"{n} rows: {time.monotonic() - started_at:.0f} s")
     atomic_files.write_json(RESULTS, results)
     print(results_tables(results))
     broken = [row for row in results if not meets_promise(row)]

@@ -28,6 +28,7 @@ from insource.config import cli, hardware
 from insource.config.errors import StageError
 from insource.config.load import load
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from insource.tasks.rendering import chat_template
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
@@ -71,7 +72,7 @@ def main() -> int:
             if case.base not in arguments.bases:
                 continue
             cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", arguments, peaks))
-            print(table_row(cases[-1]), file=sys.stderr, flush=True)
+            log_line(table_row(cases[-1]))
             result = {
                 "command": build_command(arguments),
                 "machine": machine.describe_hardware(on_gpu=False),

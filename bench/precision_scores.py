@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> list[str]:
                     run = train_case(case, seed, precision, folder / "runs")
                     by_seed.append(score_run(run, splits))
                     runs.append(describe_run(run, seed, precision, by_seed[-1]))
-                    print(f"bench     {case.base}: {runs[-1]}", file=sys.stderr, flush=True)
+                    machine.log(f"{case.base}: {runs[-1]}")
             cases.append(summarize_case(case, splits, runs, scored))
             if path := arguments.results or (None if arguments.small else RESULTS):
                 atomic_files.write_json(path, build_result(arguments, cases))

@@ -24,6 +24,7 @@ from bench import docs_tables, machine
 from bench.prediction_child import output_path, write_rows, write_run
 from insource.config import cli
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.system.number_format import format_count
 from tests.helpers.prediction_rows import linear_predictions
 
@@ -70,9 +71,8 @@ def _store(part: str, result: Mapping[str, Any]) -> None:
     results = atomic_files.read_json(RESULTS) if RESULTS.exists() else {}
     others = [other for other in results.get(part, []) if other["case"] != result["case"]]
     facts = {"hardware": machine.describe_hardware(on_gpu=False), "date": machine.utc_date()}
-    RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, {**results, part: [*others, {**result, **facts}]})
-    print(json.dumps(result), file=sys.stderr, flush=True)
+    log_line(json.dumps(result))
 
 
 def measure_scale(rows: int) -> dict[str, Any]:

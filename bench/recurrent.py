@@ -15,7 +15,6 @@ bench writes bench/results/recurrent.json. Nothing else may run on the machine.
 import argparse
 import importlib.util
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from insource.config.base_models import POCKET
 from insource.config.load import load
 from insource.config.schema.train import Model
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Example
 from train.evaluate import greedy
@@ -123,7 +123,7 @@ def main() -> int:
     families = []
     for family in FAMILIES:
         families.append(measure_family(family, data.examples, tokenizer, size, arguments.runs))
-        print(table_row(families[-1]), file=sys.stderr, flush=True)
+        log_line(table_row(families[-1]))
         if path := arguments.results or (None if arguments.small else RESULTS):
             atomic_files.write_json(path, build_result(arguments, data, families))
     print("| family | row by row | shared prefix | times | tree-recurrence | gradients differ by | decoding, times |")

@@ -25,6 +25,7 @@ from bench.statistics.router_simulation import ALPHA, METHODS, PAIRED_METHODS, P
 from bench.training.workloads import add_banking77_option
 from insource.config import cli
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
 DOCS = machine.ROOT / "docs" / "routing.md"
@@ -53,7 +54,6 @@ def main() -> int:
     if arguments.only != "simulation":
         metadata = {"hardware": machine.describe_hardware(on_gpu=False), "date": machine.utc_date()}
         results["data"] = [{**row, **metadata} for row in router_data.measure_all(arguments.banking77, arguments.run)]
-    RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, results)
     print(results_tables(results))
     broken = [row for row in results.get("simulation", []) if not meets_promise(row)]
@@ -64,11 +64,7 @@ def main() -> int:
 
 def simulate(draws: int) -> list[Row]:
     """Return a row for each population and number of calibration rows."""
-    metadata = {
-        "command": f"python -m bench.routing --only simulation --draws {draws}",
-        "hardware": machine.describe_hardware(on_gpu=False),
-        "date": machine.utc_date(),
-    }
+    metadata = machine.describe_call(f"python -m bench.routing --only simulation --draws {draws}")
     results = []
     for population in POPULATIONS:
         for n in ROWS:
@@ -79,11 +75,11 @@ def simulate(draws: int) -> list[Row]:
                 {"rows": population.name, "n": n, "draws": n_draws, "methods": measure_rates(population, n, n_draws)}
             )
             results[-1] |= metadata
-            print(f"{population.name}, {n} rows: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
+            log_line(f"{population.name}, {n} rows: {time.monotonic() - started_at:.0f} s")
     return results
 
 
-def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
+def measure_rates(population: Population, n: int, draws: int) -> dict[str, Row]:
     """Return the true figures of each method.
 
     They are the rate of missing the target, the rate of finding a threshold, and the mean fraction of rows kept, 0
@@ -92,7 +88,7 @@ def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> 
     names = list(METHODS) if population.baseline_accuracy is None else PAIRED_METHODS
     totals = {name: np.zeros(3) for name in names}
     for number in range(draws):
-        rng = np.random.default_rng([seed, n, POPULATIONS.index(population), number])
+        rng = np.random.default_rng([1, n, POPULATIONS.index(population), number])
         draw = draw_calibration(population, n, rng)
         for name in names:
             threshold = METHODS[name](draw)

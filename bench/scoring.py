@@ -67,9 +67,7 @@ def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
         "clusters": clusters,
         "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "command": "python -m bench.scoring",
-        "hardware": machine.describe_hardware(False),
-        "date": machine.utc_date(),
+        **machine.describe_call("python -m bench.scoring"),
     }
 
 

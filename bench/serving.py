@@ -28,6 +28,7 @@ from bench.peers.spec import RESULT_FILE
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from insource.tracking import run
 from serve.vllm import launch_plan, lifecycle
 from serve.vllm.launch_plan import ServedModel
@@ -186,11 +187,9 @@ def bench_client(log: Path) -> Iterator[BenchClient]:
 
 def log_measurement(measured: Mapping[str, object]) -> None:
     """Print a measurement to stderr."""
-    print(
+    log_line(
         f"measured  {measured['system']}, {measured['constraint']}, {measured['concurrency']} at a time: "
-        f"{measured['requests_per_second']:.1f} requests/s",
-        file=sys.stderr,
-        flush=True,
+        f"{measured['requests_per_second']:.1f} requests/s"
     )
 
 

@@ -10,7 +10,6 @@ trainings are found again: the same command resumes. It writes bench/results/tun
 """
 
 import argparse
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.stats import paired
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tasks import train_subset
 from insource.tracking.run import Run
 
@@ -56,9 +56,7 @@ def main() -> int:
         prediction, metric, n_validation = measure(arguments, seed)
         measured.append(prediction)
         results = {
-            "command": describe_command(arguments),
-            "hardware": machine.describe_hardware(on_gpu=False),
-            "date": machine.utc_date(),
+            **machine.describe_call(describe_command(arguments)),
             "metric": metric,
             "points": arguments.sizes,
             "alpha": ALPHA,
@@ -68,7 +66,7 @@ def main() -> int:
         }
         arguments.results.parent.mkdir(exist_ok=True)
         atomic_files.write_json(arguments.results, results)
-        print(f"seed {seed}: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
+        log_line(f"seed {seed}: {time.monotonic() - started_at:.0f} s")
     print(results_table(results))
     return cli.OK
 

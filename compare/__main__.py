@@ -1,7 +1,5 @@
 """`python -m compare RECIPE`: evaluate the tuned model and its baselines on the test set, and decide."""
 
-import os
-
 from insource.config import cli
 
 
@@ -9,8 +7,7 @@ def main() -> int:
     """Parse the command line and run the stage."""
     parser = cli.build_parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
     cli.add_run_option(parser)
-    fresh = os.environ.get("FRESH", "") not in ("", "0")
-    parser.add_argument("--fresh", action="store_true", default=fresh, help="compare again even if nothing has changed")
+    cli.add_flag(parser, "fresh", "compare again even if nothing has changed")
     arguments = parser.parse_intermixed_args()
     from compare import stage
 

@@ -2,14 +2,17 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from insource.config.errors import StageError
+from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
-from insource.tasks import train_subset
+from insource.tasks import references, train_subset
 from insource.tasks.data_row import DataRow, Rows
+from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.task_kind import TaskKind
 from insource.text.text_keys import duplicate_key
 from insource.tracking.data_report import DataReport
@@ -35,6 +38,11 @@ class EvalDataset:
     def train_answers(self) -> list[str]:
         """Return the answers of the train rows as text."""
         return [self.task.answer_text(self.spec, row["target"]) for row in self.train]
+
+    def compute_metric_stats(self, rows: Rows, parsed: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
+        """Return the statistics of each metric of the task, for the parsed answers to rows."""
+        targets = references.select_targets(self.task, self.spec, rows, parsed)
+        return self.task.compute_metric_stats(self.spec, targets, parsed)
 
     @property
     def cluster_ids(self) -> list[str | None] | None:

@@ -10,7 +10,6 @@ system without an answer gets no test rows: it is INCOMPLETE, with the provider'
 `runs/<recipe>/.answers/<system>.first.jsonl`. It is requested again only if the request differs.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -127,12 +126,6 @@ def validation_context(trained_run: Run, name: str, recipe: Recipe) -> Compariso
     return ComparisonContext(trained_run, name, recipe, eval_dataset.load_validation_dataset(trained_run))
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Send the first request to each API model of a recipe. Return 0 if all answered, 3 otherwise."""
-    loaded, trained_run = run.load_recipe_and_run(arguments)
-    return check_baselines(loaded.name, trained_run, merge_recipe_settings(loaded, trained_run))
-
-
 def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
     """Send the first request to each API model. Return 0 if all answered, 3 otherwise."""
     systems = catalog.api_systems(recipe)
@@ -155,7 +148,8 @@ def _command() -> int:
         "compare.first_request", "Send one train row to each API baseline of a recipe, for cents."
     )
     cli.add_run_option(parser)
-    return main(parser.parse_intermixed_args())
+    loaded, trained_run = run.load_recipe_and_run(parser.parse_intermixed_args())
+    return check_baselines(loaded.name, trained_run, merge_recipe_settings(loaded, trained_run))
 
 
 if __name__ == "__main__":

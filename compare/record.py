@@ -8,10 +8,9 @@ reuses the recorded answers. Only the texts of the test set are read, not the ta
 records date, system and plan.
 """
 
+import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -39,17 +38,20 @@ PLACEHOLDER_RUN = "record"
 NUMERIC_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens", "latency_seconds", "cost_usd")
 
 
-def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None, name: str | None) -> int:
-    """Record the answers of one system and return the exit code.
+def main(arguments: argparse.Namespace) -> int:
+    """Record the answers of the system `arguments.system` and return the exit code.
 
     Raise RecipeError if the system cannot be queried, StageError if not all rows were answered.
     """
-    loaded = load(recipe, overrides, hardware)
-    system = select_system(loaded.recipe, name)
+    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    system = select_system(loaded.recipe, arguments.system)
+    if arguments.dry_run:
+        print(f"would send the test rows to {system.title}, and keep its answers")
+        return cli.OK
     if skipped := catalog.skipped_systems([system], loaded.recipe):
         raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].reason}", code="INS-A001")
-    parent = run.runs_folder(runs)
-    data = _prepare_data(recipe, overrides, hardware, runs)
+    parent = run.runs_folder(arguments.runs)
+    data = cli.prepare_data(arguments)
     loaded = folder_ownership.claim_folder(loaded, parent)
     context = build_context(parent / loaded.name, loaded, data)
     preflight.check(context, [system])
@@ -156,31 +158,12 @@ def _answer_json(answer: SystemAnswer) -> dict[str, object]:
     return payload | {name: value for name, value in numbers.items() if value is not None}
 
 
-def _prepare_data(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None) -> Path:
-    """Run the data stage in a subprocess and return its folder. Stages exchange data through files only.
-
-    Exit with the stage's exit code if it fails.
-    """
-    argv = [sys.executable, "-m", "data_prep", recipe, *overrides, "--no-heading"]
-    argv += ["--hardware", hardware] if hardware else []
-    argv += ["--runs", runs] if runs else []
-    completed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    if completed.returncode:
-        sys.exit(completed.returncode)
-    return Path(completed.stdout.strip())
-
-
 def _command() -> int:
     parser = cli.build_parser(
         "compare.record", "Save the answers of an API model to the test rows before its shutdown."
     )
     parser.add_argument("--system", help="its name in compare.baselines (default: the planned baseline)")
-    arguments = parser.parse_intermixed_args()
-    if arguments.dry_run:
-        system = select_system(load(arguments.recipe, arguments.set, arguments.hardware).recipe, arguments.system)
-        print(f"would send the test rows to {system.title}, and keep its answers")
-        return cli.OK
-    return main(arguments.recipe, arguments.set, arguments.hardware, arguments.runs, arguments.system)
+    return main(parser.parse_intermixed_args())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from compare.scoring import predictions
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, load
-from insource.config.metric_names import FIRST_METRICS
+from insource.config.metric_names import FIRST_METRICS, select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.serving_and_cost import Cost
 from insource.config.schema.train import Accelerate
@@ -35,7 +35,7 @@ from insource.stats import intervals, paired
 from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
 from insource.system.number_format import format_delta, format_delta_range, format_percent, format_range, format_usd
-from insource.tasks import metric_label, references
+from insource.tasks import metric_label
 from insource.tasks.data_row import Rows
 from insource.tracking import folder_ownership, run
 from insource.tracking.reference_row import read_references
@@ -203,10 +203,7 @@ def deciding_metric(loaded: LoadedRecipe) -> str:
 
 def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
     """Run a stage in a subprocess and return its exit code."""
-    argv = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *extra]
-    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
-    argv += ["--runs", arguments.runs] if arguments.runs else []
-    return subprocess.run(argv, check=False).returncode
+    return subprocess.run(cli.stage_argv(stage, arguments, *extra), check=False).returncode
 
 
 def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
@@ -219,13 +216,12 @@ def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
         answers = {row.id: row.answer for row in read_references(trained_run.references_path)}
         rows = [row for row in dataset.test if row["id"] in answers]
         parsed = [predictions.parse_answer(dataset, SystemAnswer(row["id"], answers[row["id"]])) for row in rows]
-        targets = references.select_targets(dataset.task, dataset.spec, rows, parsed)
-        metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
+        metric_stats = dataset.compute_metric_stats(rows, parsed)
     return TrainedVariant(
         variant,
         trained_run,
-        dataset.task.main_metrics(metrics["validation"]["tuned"]),
-        dataset.task.main_metrics(metrics["validation"]["base"]),
+        select_metrics(dataset.task.NAME, metrics["validation"]["tuned"]),
+        select_metrics(dataset.task.NAME, metrics["validation"]["base"]),
         metric_stats,
         rows,
         atomic_files.digest([[row["id"], row["input"]["text"]] for row in dataset.test]),

@@ -52,7 +52,7 @@ def check_rejected(
         raise RecipeError("\n".join([f"data.where: none of {filtered} rows matches:", *hints]), code="INS-D023")
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
+    reasons = _format_reasons(Counter(row.reason for row in rejected))
     lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
     remainder = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
     raise RecipeError(
@@ -121,19 +121,17 @@ def check_learnable(prepared: PreparedData, row_counts: RowCounts, replaced: Seq
     Raise RecipeError if any other label cannot be learnt or evaluated, or if a split is empty.
     """
     problems, conflicting, drop_reasons = [], [], Counter[str]()
-    for label, counts in _count_by_label(prepared).items():
-        problem, reasons = _find_label_problem(label, *counts)
-        if (
-            problem
-            and prepared.recipe.task.labels != "auto"
-            and reasons.keys() <= {"conflict", "duplicate"}
-            and reasons
-        ):
-            # The recipe both lists this label and drops its conflicting rows: a note, not an error.
-            conflicting.append(f"label {problem.strip()}")
+    for label, (n_read, written_counts, reasons) in _count_by_label(prepared).items():
+        problem = _find_label_problem(n_read, written_counts, reasons)
+        if problem is None:
             continue
-        problems += [problem] if problem else []
-        drop_reasons += reasons if problem else Counter()
+        problem = f"{display_label(label)}{problem}"
+        if prepared.recipe.task.labels != "auto" and reasons and reasons.keys() <= {"conflict", "duplicate"}:
+            # The recipe both lists this label and drops its conflicting rows: a note, not an error.
+            conflicting.append(f"label {problem}")
+            continue
+        problems.append(f"  {problem}")
+        drop_reasons += reasons
     if problems:
         count_note = f" (the first {MAX_LABELS_SHOWN} of {len(problems)})" if len(problems) > MAX_LABELS_SHOWN else ""
         hints = [f"  {line}" for line in _make_hints(drop_reasons, prepared, replaced)]
@@ -179,31 +177,18 @@ def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, in
     return counts
 
 
-def _find_label_problem(
-    label: str, n_read: int, written_counts: dict[str, int], drop_reasons: Counter[str]
-) -> tuple[str, Counter[str]]:
-    """Return the problem of a label, "" if there is none, and the reasons for which its rows were dropped."""
+def _find_label_problem(n_read: int, written_counts: dict[str, int], drop_reasons: Counter[str]) -> str | None:
+    """Return the problem of a label as the text after its name, None if there is none."""
     reason_note = f" ({_format_reasons(drop_reasons)})" if drop_reasons else ""
-    if n_read == 0:
-        return (
-            f"  {display_label(label)} does not occur: a label needs rows for training and rows for evaluation",
-            drop_reasons,
-        )
-    if n_read == 1:
-        return (
-            f"  {display_label(label)} occurs once: a label needs rows for training and rows for evaluation",
-            drop_reasons,
-        )
+    if n_read < 2:
+        occurs = "occurs once" if n_read else "does not occur"
+        return f" {occurs}: a label needs rows for training and rows for evaluation"
     if sum(written_counts.values()) < 2:
-        return (
-            f"  {display_label(label)}: {n_read} rows, {sum(written_counts.values())} left{reason_note}",
-            drop_reasons,
-        )
+        return f": {n_read} rows, {sum(written_counts.values())} left{reason_note}"
     if written_counts["train"] == 0:
         elsewhere = ", ".join(f"{name} {rows}" for name, rows in written_counts.items() if rows)
-        detail = reason_note or f" ({elsewhere})"
-        return f"  {display_label(label)}: {n_read} rows, none left in train{detail}: it cannot be learnt", drop_reasons
-    return "", drop_reasons
+        return f": {n_read} rows, none left in train{reason_note or f' ({elsewhere})'}: it cannot be learnt"
+    return None
 
 
 def _format_reasons(reasons: Counter[str]) -> str:

@@ -12,7 +12,6 @@ data.html         the report for people
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from data_prep.teacher.labelling import TeacherLabels
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.system.timestamps import utc_timestamp
 from insource.tasks import TASKS
 from insource.tasks.task_kind import LabelledTaskKind
@@ -64,7 +64,7 @@ class StepTimer:
         yield
         self.seconds[name] = round(time.perf_counter() - started_at, 3)
         if self.seconds[name] >= LOG_STEP_SECONDS:
-            print(f"data      {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+            log_line(f"data      {name}: {self.seconds[name]:.1f} s")
 
 
 def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path, bool]:

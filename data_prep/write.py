@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def write_splits(
     drops: DropDecisions,
     recipe: Recipe,
     map_label: Callable[[str], str] | None,
-    extra_columns: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    extra_columns: Mapping[str, Mapping[str, object]],
 ) -> SliceCounts:
     """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 

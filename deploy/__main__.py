@@ -1,7 +1,6 @@
 """Run `python -m deploy RECIPE`: promote the adapter of a run, or restore an earlier version with `--rollback`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -21,8 +20,7 @@ def main() -> int:
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument("--rollback", action="store_true", help="make the version before the current one current")
     parser.add_argument("--to", help="with --rollback: this version")
-    forced = os.environ.get("FORCE", "") not in ("", "0")
-    parser.add_argument("--force", action="store_true", default=forced, help="deploy although a check failed; recorded")
+    cli.add_flag(parser, "force", "deploy although a check failed; recorded")
     arguments = parser.parse_intermixed_args()
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)

@@ -36,6 +36,7 @@ from insource.stats import drift, paired
 from insource.stats.intervals import wilson
 from insource.stats.metric_stats import mean_metric
 from insource.system import atomic_files
+from insource.system.number_format import format_range
 from insource.tracking import folder_ownership
 
 Line = Mapping[str, Any]
@@ -230,7 +231,7 @@ def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], no_
 def _format_fraction(correct: Sequence[bool], subject: str, predicate: str = "right") -> str:
     fraction, n = sum(correct) / len(correct), len(correct)
     low, high = wilson(fraction, n, 0.05)
-    return f"{sum(correct):,} of {n:,} {subject} {predicate}, {fraction:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{sum(correct):,} of {n:,} {subject} {predicate}, {fraction:.1%} ({format_range(low, high)})"
 
 
 def _median(counts: Mapping[int, int]) -> float:

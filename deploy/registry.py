@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from insource.config.errors import RecipeError, StageError
-from insource.system import append_only, atomic_files
+from insource.system import append_only, atomic_files, shared_jsonl
 from insource.system.timestamps import utc_timestamp
 from insource.tracking.base_models import base_store
 from insource.tracking.prompt_spec import PromptSpec, read_trained_base
@@ -67,8 +67,7 @@ def read_history(registry_dir: Path) -> list[dict[str, Any]]:
     A line truncated by a full disk or a kill is skipped: its version was never made current.
     """
     path = registry_dir / "history.jsonl"
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    entries = map(_parse_line, lines)
+    entries = shared_jsonl.read_lines(path) if path.exists() else ()
     return [entry for entry in entries if isinstance(entry, dict) and {"action", "to"} <= entry.keys()]
 
 
@@ -238,10 +237,3 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
         raise StageError(
             f"{file.name} cannot be written, and nothing was deployed: {error.strerror}", code="INS-X002"
         ) from None
-
-
-def _parse_line(line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

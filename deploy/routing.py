@@ -16,6 +16,7 @@ from typing import Any
 
 from compare.decision import answer_profile, routing_policy
 from compare.decision.answer_profile import AnswerProfile
+from compare.decision.routing_policy import RoutingPolicy
 from compare.eval_dataset import EvalDataset
 from compare.records import Scale
 from compare.scoring import confidence
@@ -45,6 +46,18 @@ class Routing:
     """File name in registry/<name>/routing."""
     profile: AnswerProfile | None = None
     """Profile of the answers to the calibration rows; None: routing.json is missing or of an older version."""
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: RoutingPolicy,
+        scale: Scale | None,
+        file: str | None = None,
+        profile: AnswerProfile | None = None,
+    ) -> "Routing":
+        """Return the routing of a routing.json."""
+        target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
+        return cls(scale, policy.threshold, policy.no_threshold_reason, target, file, profile)
 
     def matches_target(self, route: Route) -> bool:
         """Return whether the threshold, if there is one, is for the target that a recipe names now."""
@@ -88,8 +101,7 @@ def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], versi
     if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} was changed after the deployment; deploy the run again", code="INS-G003")
     policy = routing_policy.read_policy(path)
-    target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    return Routing(scale, policy.threshold, policy.no_threshold_reason, target, name, _read_profile(path))
+    return Routing.from_policy(policy, scale, name, _read_profile(path))
 
 
 def _read_profile(path: Path) -> AnswerProfile | None:

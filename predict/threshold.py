@@ -1,5 +1,7 @@
 """Scale of a run's confidences, and the threshold below which a prediction abstains, from routing.json of the run."""
 
+from dataclasses import replace
+
 from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset
 from compare.scoring import confidence
@@ -31,10 +33,10 @@ def load_run_routing(run: Run, dataset: EvalDataset, variant: str, recipe: Recip
     except StageError as error:
         return Routing(None, None, str(error))
     scale = scale_from_json(policy.score) if policy.score else None
-    target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    routing = Routing(scale, policy.threshold, policy.no_threshold_reason, target)
+    routing = Routing.from_policy(policy, scale)
     if routing.threshold is not None and not routing.matches_target(recipe.route):
-        return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
+        reason = "routing.json keeps another target than `route` names now; compare again"
+        return replace(routing, threshold=None, no_threshold_reason=reason)
     return routing
 
 

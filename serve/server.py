@@ -1,6 +1,7 @@
 """The serve stage: plan, start, parity check, "ready" line, then restarts until it is stopped."""
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from insource.config.schema.serving_and_cost import Serve
 from insource.system import environment
 from insource.tracking import folder_ownership, run
 from serve.parity import check, reference_check, report_text
-from serve.vllm import launch_plan, lifecycle, server_process
+from serve.vllm import client, launch_plan, lifecycle
 from serve.vllm.heartbeat import Heartbeat
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess
@@ -129,8 +130,7 @@ def check_parity(served: ServedModel, address: Address, api_key: str | None, ser
 
 def print_parity(name: str, result: check.ParityResult) -> None:
     """Print the parity result of a served model to stderr."""
-    for line in report_text.console_lines(name, result):
-        print(f"parity    {line}", file=sys.stderr, flush=True)
+    print(f"parity    {report_text.console_line(name, result)}", file=sys.stderr, flush=True)
 
 
 def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float, with_key: bool) -> list[str]:
@@ -166,22 +166,12 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str 
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
         reason = wait_for_failure(vllm, Heartbeat(vllm.address, vllm.plan.name, api_key, hang_seconds), hang_seconds)
-        now = time.monotonic()
-        window_start = now - lifecycle.RESTART_WINDOW_SECONDS
-        failures = [*(failed_at for failed_at in failures if failed_at > window_start), now]
         vllm.stop()
-        if len(failures) > lifecycle.MAX_RESTARTS:
-            minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
-            raise StageError(
-                f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}", code="INS-E006"
-            )
+        lifecycle.record_failure(failures, reason)
         print(f"vllm      {reason}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
             seconds = lifecycle.start_and_wait(vllm)
-            mismatches = {
-                model.name: reference_check.find_prompt_mismatch(model, model.name, vllm.address, api_key)
-                for model in served
-            }
+            mismatches = asyncio.run(find_prompt_mismatches(vllm.address, api_key, served))
             if not Heartbeat(vllm.address, vllm.plan.name, api_key, hang_seconds).responds():
                 raise StageError(
                     f"it runs, but returned no token within {hang_seconds} s (serve.hang_seconds)", code="INS-E006"
@@ -199,20 +189,22 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str 
         print(f"ready     again after {seconds:.0f} s", flush=True)
 
 
+async def find_prompt_mismatches(
+    address: Address, api_key: str | None, served: Sequence[ServedModel]
+) -> dict[str, str | None]:
+    """Return {name: where the server reads another prompt than training did, None if it does not}."""
+    async with client.open_session(address, api_key) as session:
+        return {model.name: await reference_check.find_prompt_mismatch(session, model, model.name) for model in served}
+
+
 def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: float) -> str:
     """Wait until vLLM needs a restart and return the reason.
 
     Reasons: the process ended, a child process of it ended, or it computed nothing for `hang_seconds`.
     """
-    dead: set[int] = set()
     while True:
         time.sleep(_POLL_SECONDS)
-        if not vllm.is_alive():
-            return f"died, {vllm.failure_message()}"
-        # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive polls has
-        # died.
-        previous, dead = dead, server_process.find_dead_children(vllm.pid)
-        if previous & dead:
-            return f"died, a process that it started has ended, {vllm.failure_message()}"
+        if reason := vllm.find_death():
+            return reason
         if (silent_seconds := heartbeat.silent_seconds()) >= hang_seconds:
             return f"hangs: it has requests and has computed nothing for {silent_seconds:.0f} s (serve.hang_seconds)"

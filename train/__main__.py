@@ -1,17 +1,13 @@
 """`python -m train RECIPE`: prepare the data if needed, train the adapter, score it on validation, export it."""
 
 import argparse
-import os
 
 from insource.config import cli
 
 
 def main() -> int:
     parser = cli.build_parser("train", "Prepare data, QLoRA-train, export the adapter and score it on validation.")
-    fresh = os.environ.get("FRESH", "") not in ("", "0")
-    parser.add_argument(
-        "--fresh", action="store_true", default=fresh, help="train again even if there is a finished or unfinished run"
-    )
+    cli.add_flag(parser, "fresh", "train again even if there is a finished or unfinished run")
     parser.add_argument("--keep-latest", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
     from train import launch

@@ -24,9 +24,10 @@ from insource.config import base_models, cli, hardware
 from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, describe_precedence, load
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
-from insource.tasks import TASKS, format_metrics
+from insource.tasks import format_metrics
 from insource.tasks.rendering import hub_model
 from insource.tracking import digests, folder_ownership, run
 from insource.tracking.base_models import gguf_model, smollm2_wheel
@@ -73,7 +74,7 @@ def _start_or_resume(
     arguments: argparse.Namespace, loaded: LoadedRecipe, recipe_folder: Path, announcement: Announcement | None
 ) -> int:
     """Find or create the run and train it. With several machines, machine 0 does this and publishes the run."""
-    data = _prepare_data(arguments)
+    data = cli.prepare_data(arguments)
     digest = digests.compute_training_digest(rendezvous.without_node_settings(loaded.recipe), data.name)
     existing = [] if arguments.fresh else run.find_by_digest(recipe_folder, digest)
     if finished := [
@@ -162,21 +163,6 @@ def _join_as_node(node_rank: int, recipe_folder: Path, recipe: Recipe) -> int:
     _launch_training(current, recipe)
     print(f"machine   {node_rank}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
     return cli.OK
-
-
-def _prepare_data(arguments: argparse.Namespace) -> Path:
-    """Run the data stage as a separate process and return its folder: stages exchange data only through files.
-
-    Exit with the data stage's exit code if it fails.
-    """
-    argv = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
-    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
-    argv += ["--runs", arguments.runs] if arguments.runs else []
-    argv += ["--no-heading"]
-    result = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        sys.exit(result.returncode)
-    return Path(result.stdout.strip())
 
 
 def _record_data(current: Run, data: Path) -> None:
@@ -325,7 +311,7 @@ def _finish(finished_run: Run, keep_latest: bool) -> int:
 def summary_lines(finished_run: Run) -> list[str]:
     """Return the summary of a finished training: its scores, those of the untuned base, and the adapter folder."""
     recipe = finished_run.recipe()
-    task, shots = TASKS[recipe.task.task_name], recipe.train.shots
+    kind, shots = recipe.task.task_name, recipe.train.shots
     examples_note = f", each prompt with {shots} similar train rows" if shots else ""
     scores: dict[str, Any] = finished_run.stage("train").metrics["validation"]
     tuned, base = scores["tuned"], scores["base"]
@@ -333,14 +319,14 @@ def summary_lines(finished_run: Run) -> list[str]:
     scores_by_slice = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
         f"adapter   {os.path.relpath(finished_run.folder / 'adapter')}",
-        f"tuned     {format_metrics(task.main_metrics(tuned))}  ({tuned['n']} validation rows{examples_note})",
+        f"tuned     {format_metrics(select_metrics(kind, tuned))}  ({tuned['n']} validation rows{examples_note})",
         *(
-            f"          {format_metrics(task.main_metrics(slice_scores))}  ({slice_scores['n']} of them: {name})"
+            f"          {format_metrics(select_metrics(kind, slice_scores))}  ({slice_scores['n']} of them: {name})"
             for name, slice_scores in scores_by_slice.items()
         ),
         *(
-            f"          {format_metrics(task.main_metrics(scores[name]))}  (the same rows, without examples)"
+            f"          {format_metrics(select_metrics(kind, scores[name]))}  (the same rows, without examples)"
             for name in scores.keys() & {WITHOUT_EXAMPLES}
         ),
-        f"untuned   {format_metrics(task.main_metrics(base))}  (the same base before training)",
+        f"untuned   {format_metrics(select_metrics(kind, base))}  (the same base before training)",
     ]

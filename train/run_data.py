@@ -23,10 +23,10 @@ from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import PackingPlan, TokenizedRow
 from train.prompt_examples import RowExamples
 from train.report import preflight
+from train.run_log import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from train.run_log import log
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator
 from train.packing import dataset, packing_plan
 from train.packing.packing_plan import PackingPlan
 from train.prompt_examples import WITHOUT_EXAMPLES
+from train.run_data import PreparedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from train.run_data import PreparedRows
 
 
 @dataclass(frozen=True)

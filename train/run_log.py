@@ -1,21 +1,17 @@
 """The messages of a training run: lines on stderr of the main process, and fallbacks in the manifest."""
 
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from insource.system.console_log import log_line
 from insource.tracking import run as runs
 from insource.tracking.run import Run
 from train.distributed import world
-
-if TYPE_CHECKING:
-    pass
 
 
 def log(*lines: str) -> None:
     """Print to stderr, in the main process only."""
     for line in lines if world.is_main_process() else ():
-        print(line, file=sys.stderr, flush=True)
+        log_line(line)
 
 
 def fallback_logger(run: Run, stage: str = "train") -> Callable[[str], None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full
 from insource.tasks.task_kind import TaskKind
@@ -160,7 +161,9 @@ def wandb_headline(task: TaskKind, scores: Mapping[str, Any]) -> dict[str, float
     """Return the metrics for the summary of the W&B run."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
     return {
-        prefix + name: value for key, prefix in names.items() for name, value in task.main_metrics(scores[key]).items()
+        prefix + name: value
+        for key, prefix in names.items()
+        for name, value in select_metrics(task.NAME, scores[key]).items()
     }
 
 

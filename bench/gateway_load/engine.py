@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from operator import sub, truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,36 +86,18 @@ def make_requests(gateway: GatewayRun) -> dict[str, LoadRequest]:
 
 def summarize(rounds: Sequence[Round], direct: Sequence[Round]) -> dict[str, Any]:
     """Return the medians over the rounds of a mode, beside the direct rounds of the same turns."""
-    pairs = list(zip(rounds, direct, strict=True))
+    rates, direct_rates = ([each.requests_per_second for each in part] for part in (rounds, direct))
+    p50, direct_p50 = ([each.percentile_milliseconds(0.5) for each in part] for part in (rounds, direct))
+    p99, direct_p99 = ([each.percentile_milliseconds(0.99) for each in part] for part in (rounds, direct))
     return {
-        "requests_per_second": round(median(round_result.requests_per_second for round_result in rounds), 1),
-        "p50_milliseconds": round(median(round_result.percentile_milliseconds(0.5) for round_result in rounds), 1),
-        "p99_milliseconds": round(median(round_result.percentile_milliseconds(0.99) for round_result in rounds), 1),
-        "ratio": round(
-            median(
-                round_result.requests_per_second / direct_result.requests_per_second
-                for round_result, direct_result in pairs
-            ),
-            3,
-        ),
-        "added_p50_milliseconds": round(
-            median(
-                round_result.percentile_milliseconds(0.5) - direct_result.percentile_milliseconds(0.5)
-                for round_result, direct_result in pairs
-            ),
-            2,
-        ),
-        "added_p99_milliseconds": round(
-            median(
-                round_result.percentile_milliseconds(0.99) - direct_result.percentile_milliseconds(0.99)
-                for round_result, direct_result in pairs
-            ),
-            2,
-        ),
-        "rounds_requests_per_second": [round(round_result.requests_per_second, 1) for round_result in rounds],
-        "gateway_cpu_milliseconds": round(
-            median(round_result.cpu_milliseconds_per_request for round_result in rounds), 3
-        ),
+        "requests_per_second": round(median(rates), 1),
+        "p50_milliseconds": round(median(p50), 1),
+        "p99_milliseconds": round(median(p99), 1),
+        "ratio": round(median(map(truediv, rates, direct_rates)), 3),
+        "added_p50_milliseconds": round(median(map(sub, p50, direct_p50)), 2),
+        "added_p99_milliseconds": round(median(map(sub, p99, direct_p99)), 2),
+        "rounds_requests_per_second": [round(rate, 1) for rate in rates],
+        "gateway_cpu_milliseconds": round(median(each.cpu_milliseconds_per_request for each in rounds), 3),
     }
 
 

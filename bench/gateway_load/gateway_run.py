@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.gateway_load.load import Server
+from bench.gateway_load.load import Server, find_engine
 from bench.kills import write_recipe
 from bench.soak import API_KEY, command_env, train_and_deploy
 from deploy import registry
@@ -39,9 +39,8 @@ class GatewayRun:
     def engine(self) -> Server:
         """The vLLM of the gateway, over the socket that the gateway uses."""
         for pid in machine.process_tree(self.pid)[1:]:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "--uds" in argv:
-                return Server("http://vllm", Path(argv[argv.index("--uds") + 1]))
+            if (engine := find_engine(pid)) is not None:
+                return engine
         raise StageError("the gateway has no vLLM", code="INS-X010")
 
 

@@ -31,6 +31,12 @@ class Server:
         return ClientSession(self.url, connector=connector, headers=headers, timeout=timeout)
 
 
+def find_engine(pid: int) -> Server | None:
+    """Return the vLLM that a process runs on a Unix socket, None if it runs none."""
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return Server("http://vllm", Path(argv[argv.index("--uds") + 1])) if "--uds" in argv else None
+
+
 @dataclass(frozen=True)
 class LoadRequest:
     """A request without its text: the path, headers, and the body for a number."""

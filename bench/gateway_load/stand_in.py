@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway_load.engine import CHAT_PATH, DIRECT, MAX_ADDED_MILLISECONDS, print_mode, summarize
-from bench.gateway_load.load import CONCURRENCY, OK_STATUS, LoadRequest, Round, Server, read_memory_mib, run_round
+from bench.gateway_load.load import (
+    CONCURRENCY,
+    OK_STATUS,
+    LoadRequest,
+    Round,
+    Server,
+    find_engine,
+    read_memory_mib,
+    run_round,
+)
 from compare.decision.routing_policy import RoutingPolicy
 from deploy import registry
 from insource.config.load import load
@@ -57,8 +66,9 @@ def run_stand_in(
         deploy_threshold(setup, threshold)
     with setup.gateway(LOOPBACK_SETTING, *settings, API_KEY=api_key) as gateway:
         gateway.wait_for_log("ready     ")
-        argv = Path(f"/proc/{gateway.engine_pid()}/cmdline").read_bytes().decode().split("\0")
-        yield gateway, Server("http://vllm", Path(argv[argv.index("--uds") + 1])), version
+        engine = find_engine(gateway.engine_pid())
+        assert engine is not None
+        yield gateway, engine, version
 
 
 def deploy_threshold(setup: GatewaySetup, threshold: float) -> None:

@@ -18,7 +18,6 @@ rate of matrix products. Exit code 1: a part failed.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,13 +54,13 @@ def main() -> int:
     results = describe_call(on_gpu, small, arguments.gib, budget)
     with tempfile.TemporaryDirectory(prefix="insource-gpu-") as folder:
         for part in selected:
-            log(f"{part.name}: up to {max(budget.remaining(part), 0.0):.0f} s")
+            machine.log(f"{part.name}: up to {max(budget.remaining(part), 0.0):.0f} s")
             spec = make_spec(part, Path(folder), results, budget)
             record = parts.run_part(part, spec)
             results["parts"].append(record)
             results["matmul_flops"] |= read_matmul_flops(record)
             results["seconds"] = round(time.monotonic() - budget.started_at, 1)
-            log(f"{part.name}: {record['status']}" + (f", {record['reason']}" if record["reason"] else ""))
+            machine.log(f"{part.name}: {record['status']}" + (f", {record['reason']}" if record["reason"] else ""))
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic_files.write_json(path, results)
@@ -152,11 +151,6 @@ def read_matmul_flops(record: dict[str, Any]) -> dict[str, float]:
     """Return the rates of matrix products by type that a part measured."""
     cases = (case for case in record["cases"] if case["name"].startswith(MATMUL))
     return {case["dtype"]: case["flops_per_second"] for case in cases}
-
-
-def log(message: str) -> None:
-    """Print a line of progress to stderr."""
-    print(f"bench     {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

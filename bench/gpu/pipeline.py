@@ -79,8 +79,9 @@ def run_stage(spec: PartSpec, stage: str, recipe: Path, *settings: str) -> Measu
     completed = subprocess.run(argv, cwd=machine.ROOT, env=variables, capture_output=True, text=True, check=False)
     (Path(spec.folder) / f"{stage}.log").write_text(completed.stderr + completed.stdout, encoding="utf-8")
     if completed.returncode:
-        last_line = (completed.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise StageError(f"{stage} ended with {completed.returncode}: {last_line[:300]}", code="INS-X010")
+        raise StageError(
+            f"{stage} ended with {completed.returncode}: {machine.last_line(completed.stderr)}", code="INS-X010"
+        )
     return Measurement(measures_memory=False, details={"stage_seconds": round(time.monotonic() - started_at, 1)})
 
 

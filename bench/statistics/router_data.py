@@ -44,7 +44,7 @@ def measure_all(banking77: Path, runs: Sequence[Path]) -> list[Row]:
     return results + [read_run(folder) for folder in runs]
 
 
-def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int = RESPLITS) -> Row:
+def measure_linear_model(name: str, recipe: str, changes: Sequence[str]) -> Row:
     """Return the figures of the policy on a linear model's answers to the rows of a recipe."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(recipe, changes, "cpu").recipe
@@ -71,18 +71,16 @@ def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplit
     route, n_calibration = loaded.route, len(splits["calibration"])
     indices = np.arange(len(rest.ids))
     policy = routing_policy.fit_policy(scale, select_rows(rest, indices[:n_calibration]), route)
-    missed = list(iter_resplits(scale, rest, n_calibration, route, resplits))
+    missed = list(iter_resplits(scale, rest, n_calibration, route))
     return {
         **promised_figures(name, LINEAR_MODEL_NAME, policy.json()),
         **realized_figures(policy.threshold, select_rows(rest, indices[n_calibration:])),
-        "resplits": resplits,
-        "missed": sum(missed) / resplits,
+        "resplits": RESPLITS,
+        "missed": sum(missed) / RESPLITS,
     }
 
 
-def iter_resplits(
-    scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, route: Route, resplits: int, seed: int = 1
-) -> Iterator[bool]:
+def iter_resplits(scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, route: Route) -> Iterator[bool]:
     """Yield for each resplit whether the remaining rows miss the target.
 
     A resplit draws complete groups of about n rows for calibration.
@@ -92,8 +90,8 @@ def iter_resplits(
                         return_inverse=True)[1]  # fmt: skip
     sizes, correct = np.bincount(numbers), np.asarray(rows.correct)
     confidences = routing_policy.confidence_array(rows.confidences)
-    for number in range(resplits):
-        order = np.random.default_rng([seed, number]).permutation(len(sizes))
+    for number in range(RESPLITS):
+        order = np.random.default_rng([1, number]).permutation(len(sizes))
         chosen = order[: int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1]
         is_calibration = np.isin(numbers, chosen)
         policy = routing_policy.fit_policy(scale, select_rows(rows, np.flatnonzero(is_calibration)), route)

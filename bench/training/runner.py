@@ -19,6 +19,7 @@ from bench.training import environments, fixtures, table
 from bench.training.cases import MODULES, Case
 from bench.training.workloads import Workload, count_tokens
 from insource.config.errors import StageError
+from insource.system.console_log import log_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -224,4 +225,4 @@ class CaseRunner:
 
 def log(line: str) -> None:
     """Print a line of progress to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    log_line(line)

@@ -81,17 +81,12 @@ def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: 
     scored = predictions.score_answers(dataset, rows, responses.test_answers)
     counted_positions = [index for index, answer in enumerate(responses.test_answers) if not answer.not_queried]
     parsed = [scored.parsed[index] for index in counted_positions]
-    targets = references.select_targets(
-        dataset.task, dataset.spec, [rows[index] for index in counted_positions], parsed
-    )
-    metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
-    confidences = confidence.compute_confidences(responses, tuned_scale, responses.test_answers)
     return SystemScores(
         responses,
         rows,
         scored,
-        metric_stats,
-        confidences,
+        dataset.compute_metric_stats([rows[index] for index in counted_positions], parsed),
+        confidence.compute_confidences(responses, tuned_scale, responses.test_answers),
         confidence.row_correctness(scored, dataset),
         counted_positions,
     )
@@ -108,7 +103,7 @@ def summarize_system(
     is_calibrated = (
         calibrated if system.uses_tuned_scale else responses.scale is not None and responses.scale.platt is not None
     )
-    cost = summarize_cost(scored)
+    cost, validity = request_cost(scored), _validity(scored)
     return SystemResult(
         kind=system.kind,
         title=system.title,
@@ -126,7 +121,7 @@ def summarize_system(
         metrics={name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
         slices=_slices(scored, dataset, alpha),
         per_part=_breakdown(scored, dataset),
-        validity=_validity(scored),
+        validity=validity,
         invalid=dict(problems.most_common()),
         errors=dict(errors.most_common()),
         calibration=confidence.reliability(scored.confidences, scored.correct, is_calibrated),
@@ -138,12 +133,17 @@ def summarize_system(
         reused=responses.reused,
         price=Price.model_validate(responses.price.to_json()) if responses.price else None,
         cost_usd=responses.spent_usd,
-        cost_usd_per_1k=cost.usd_per_1k,
-        cost_usd_per_1k_correct=cost.usd_per_1k_correct,
-        cost_usd_per_1k_batch=cost.usd_per_1k_batch,
+        cost_usd_per_1k=_usd_per_1k(cost.usd_per_request),
+        cost_usd_per_1k_correct=_usd_per_1k(cost.usd_per_request, validity.correct),
+        cost_usd_per_1k_batch=_usd_per_1k(cost.usd_per_request_batch),
         repeats=_repeats(scored, dataset),
         shutdown_date=responses.shutdown_date,
     )
+
+
+def _usd_per_1k(usd_per_request: float | None, fraction: float = 1.0) -> float | None:
+    """Return the cost of 1,000 requests, or of 1,000 right answers for their `fraction`; None: unknown."""
+    return None if usd_per_request is None or not fraction else 1000 * usd_per_request / fraction
 
 
 def _interval(stats: MetricStats, clusters: Any, alpha: float) -> MetricValue:
@@ -160,9 +160,9 @@ def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[st
     clusters = cluster_ids(rows)
 
     def score_slice(positions: list[int]) -> SliceResult:
-        parsed = [all_parsed[index] for index in positions]
-        targets = references.select_targets(dataset.task, dataset.spec, [rows[index] for index in positions], parsed)
-        metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
+        metric_stats = dataset.compute_metric_stats(
+            [rows[index] for index in positions], [all_parsed[index] for index in positions]
+        )
         groups = [clusters[index] for index in positions] if clusters else None
         return SliceResult(
             n=len(positions),
@@ -266,30 +266,6 @@ def tokens_per_request(responses: SystemResponses) -> float:
     """Return the mean number of input and output tokens, 0 if no tokens were counted."""
     totals = [(usage.input_tokens or 0) + (usage.output_tokens or 0) for usage in token_usages(responses)]
     return sum(totals) / len(totals) if totals else 0.0
-
-
-@dataclass(frozen=True)
-class SystemCost:
-    """USD per 1,000 requests, per 1,000 right answers, and per 1,000 requests in batches; None: unknown.
-
-    The costs are at the list price or as the answers report them.
-    """
-
-    usd_per_1k: float | None
-    usd_per_1k_correct: float | None
-    usd_per_1k_batch: float | None
-
-
-def summarize_cost(scored: SystemScores) -> SystemCost:
-    """Return the costs of a system."""
-    cost = request_cost(scored)
-    usd_per_request, batch = cost.usd_per_request, cost.usd_per_request_batch
-    correct_fraction = fraction_true(scored.correct[index] for index in scored.counted_positions)
-    return SystemCost(
-        None if usd_per_request is None else 1000 * usd_per_request,
-        1000 * usd_per_request / correct_fraction if usd_per_request is not None and correct_fraction else None,
-        None if batch is None else 1000 * batch,
-    )
 
 
 def _repeats(scored: SystemScores, dataset: EvalDataset) -> Repeats | None:

@@ -19,7 +19,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
-from insource.tasks import TASKS, references, train_subset
+from insource.tasks import TASKS, train_subset
 from insource.tasks.data_row import Rows
 from insource.tracking.data_report import DataReport
 from insource.tracking.prompt_spec import PromptSpec
@@ -115,16 +115,12 @@ def fit_linear_point(dataset: EvalDataset, subset: Sequence[int], metric: str) -
         fitted = linear_baseline.predict_dataset(part)
     answers = [SystemAnswer(row["id"], prediction.output) for row, prediction in zip(part.test, fitted, strict=True)]
     parsed = [predictions.parse_answer(part, answer) for answer in answers]
-    targets = references.select_targets(part.task, part.spec, part.test, parsed)
-    stats = part.task.compute_metric_stats(part.spec, targets, parsed)[metric]
-    return CurvePoint(len(subset), stats, count_missing_labels(part))
+    return CurvePoint(len(subset), part.compute_metric_stats(part.test, parsed)[metric], count_missing_labels(part))
 
 
-def fit_linear_curve(
-    dataset: EvalDataset, recipe: Recipe, sizes: Sequence[int], metric: str, seed: int | None = None
-) -> LearningCurve:
-    """Return the curve of the linear model. `seed` is the key of the subsets, by default `data.split.seed`."""
-    order = train_subset.order_train_rows(dataset.train, recipe, seed)
+def fit_linear_curve(dataset: EvalDataset, recipe: Recipe, sizes: Sequence[int], metric: str) -> LearningCurve:
+    """Return the curve of the linear model."""
+    order = train_subset.order_train_rows(dataset.train, recipe)
     # In the order of the file, as training reads a subset.
     points = [fit_linear_point(dataset, sorted(order[:size]), metric) for size in sizes]
     title = "TF-IDF + logistic regression" if dataset.task.HAS_LABELS else "answer of the most similar train row"

@@ -15,9 +15,9 @@ A difference is that of a size and the size before it, on the same rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -74,7 +74,10 @@ class ApiLevel:
     low: float
     high: float
     n: int
-    run_id: str
+    """Test rows."""
+    rows: Literal["test"]
+    run: str
+    """The id of the run that was compared."""
 
 
 def evaluate_curve(curve: LearningCurve, settings: CurveSettings) -> CurveResult:
@@ -97,7 +100,7 @@ def find_api_levels(recipe_folder: Path, data: Path, metric: str) -> list[ApiLev
             continue
         systems = read_scores(path).systems
         levels = [
-            ApiLevel(name, system.title, value.value, value.ci_low, value.ci_high, system.n, run.id)
+            ApiLevel(name, system.title, value.value, value.ci_low, value.ci_high, system.n, "test", run.id)
             for name, system in systems.items()
             if system.kind == "closed"
             and system.complete
@@ -129,19 +132,7 @@ def build_json(
         "planned_sizes": list(settings.planned_sizes),
         "stopped_early": stopped_early,
         "curves": {name: _curve_to_json(result, settings.alpha) for name, result in results.items()},
-        "api": [
-            {
-                "name": level.name,
-                "title": level.title,
-                "value": level.value,
-                "low": level.low,
-                "high": level.high,
-                "n": level.n,
-                "rows": "test",
-                "run": level.run_id,
-            }
-            for level in api_levels
-        ],
+        "api": [asdict(level) for level in api_levels],
     }
 
 
@@ -150,9 +141,7 @@ def _curve_to_json(result: CurveResult, alpha: float) -> dict[str, object]:
     return {
         "title": curve.title,
         "points": [_point_to_json(curve, index, alpha) for index in range(len(curve.points))],
-        "differences": [
-            _difference_to_json(curve, index, alpha) for index, _ in enumerate(pairwise(curve.points), start=1)
-        ],
+        "differences": [_difference_to_json(curve, index, alpha) for index in range(1, len(curve.points))],
         "law": None if result.fit is None else _law_to_json(result.fit, alpha),
         "doubling": None
         if doubling is None

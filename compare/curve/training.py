@@ -19,7 +19,7 @@ from insource.system.child_processes import make_parent_death_preexec
 
 def prepare_data(arguments: argparse.Namespace) -> Path:
     """Prepare the data of the recipe and return their folder. Exit with the code of data preparation if it fails."""
-    return _run_stage([*_stage_argv("data_prep", arguments), "--no-heading"])
+    return _run_stage(cli.stage_argv("data_prep", arguments, "--no-heading"))
 
 
 def train_subset(arguments: argparse.Namespace, train_rows: int | None) -> Path:
@@ -28,13 +28,7 @@ def train_subset(arguments: argparse.Namespace, train_rows: int | None) -> Path:
     Exit with the code of training if it fails or is interrupted.
     """
     settings = [] if train_rows is None else [f"train.max_train_rows={train_rows}"]
-    return _run_stage([*_stage_argv("train", arguments, settings), "--keep-latest"])
-
-
-def _stage_argv(stage: str, arguments: argparse.Namespace, settings: Sequence[str] = ()) -> list[str]:
-    argv = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *settings]
-    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
-    return argv + (["--runs", arguments.runs] if arguments.runs else [])
+    return _run_stage(cli.stage_argv("train", arguments, *settings, "--keep-latest"))
 
 
 def _run_stage(argv: Sequence[str]) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from insource.system.number_format import format_percent, format_points
+from insource.system.number_format import format_percent, format_points, format_range
 from insource.tasks import metric_label
 
 TITLES = {"tuned": "tuned model", "linear": "linear model"}
@@ -24,7 +24,7 @@ def describe_conclusion(payload: Mapping[str, Any], name: str) -> str:
     estimate = (
         f"Doubling the train rows from {doubling['train_rows']:,} to {doubling['doubled_rows']:,} would bring the "
         f"{title} {format_points(doubling['gain'])} points of {metric} "
-        f"({confidence} interval {_format_interval(doubling)})"
+        f"({confidence} interval {format_range(doubling['low'], doubling['high'])})"
     )
     target = f"{format_points(payload['target_gain'])} points (curve.target_gain)"
     return {
@@ -68,7 +68,7 @@ def describe_stop(payload: Mapping[str, Any]) -> str | None:
 def describe_api_level(level: Mapping[str, Any]) -> str:
     """Return the level of an API model, and on which rows it was measured."""
     return (
-        f"{level['title']}: {format_percent(level['value'])} ({100 * level['low']:.1f} to {100 * level['high']:.1f}) "
+        f"{level['title']}: {format_percent(level['value'])} ({format_range(level['low'], level['high'])}) "
         f"on {level['n']:,} test rows, by the comparison of run {level['run']}; the curves are on validation rows"
     )
 
@@ -109,8 +109,4 @@ def _point_cells(curve: Mapping[str, Any], size: int) -> Sequence[str]:
         if difference
         else ""
     )
-    return format_percent(point["value"]), f"{100 * point['low']:.1f} to {100 * point['high']:.1f}", change
-
-
-def _format_interval(doubling: Mapping[str, Any]) -> str:
-    return f"{format_points(doubling['low'])} to {format_points(doubling['high'])}"
+    return format_percent(point["value"]), format_range(point["low"], point["high"]), change

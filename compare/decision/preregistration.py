@@ -47,23 +47,9 @@ def register_and_open(trained_run: Run, primary: Primary | None, test_sha256: st
     """
     plan = None if primary is None else primary.model_dump(mode="json")
     sha256 = atomic_files.digest(plan)
-    path = trained_run.folder.parent / "ledger.jsonl"
-    with path.open("a+", encoding="utf-8") as ledger:
-        fcntl.flock(ledger, fcntl.LOCK_EX)
-        ledger.seek(0)
-        lines = _parse_ledger(ledger.readlines(), path)
-        openings = [entry for entry in lines if entry["test_sha256"] == test_sha256 and "opened" in entry]
-        if not any(entry["run"] == trained_run.id and entry["plan_sha256"] == sha256 for entry in openings):
-            opening = {
-                "opened": utc_timestamp(),
-                "run": trained_run.id,
-                "test_sha256": test_sha256,
-                "plan_sha256": sha256,
-            }
-            ledger.write(json.dumps({**opening, "plan": plan}, ensure_ascii=False) + "\n")
-            ledger.flush()
-            os.fsync(ledger.fileno())
-            openings.append({**opening, "plan": plan})
+    access = {"run": trained_run.id, "test_sha256": test_sha256, "plan_sha256": sha256}
+    entries = _append_once(trained_run.folder.parent, "opened", access, plan)
+    openings = [entry for entry in entries if entry["test_sha256"] == test_sha256 and "opened" in entry]
     first_opening = next(entry for entry in openings if entry["run"] == trained_run.id)
     return TestSetAccess(sha256, first_opening["opened"], _exploratory_reason(plan, sha256, first_opening), openings)
 
@@ -76,17 +62,27 @@ def register_recording(folder: Path, primary: Primary | None, test_sha256: str, 
     """
     plan = None if primary is None else primary.model_dump(mode="json")
     recording = {"system": system, "test_sha256": test_sha256, "plan_sha256": atomic_files.digest(plan)}
+    _append_once(folder, "recorded", recording, plan)
+
+
+def _append_once(
+    folder: Path, action: str, access: Mapping[str, str], plan: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Append an access to the ledger in `folder` and flush it to disk, unless the ledger has it. Return all entries.
+
+    `action` is the key of its time: "opened" or "recorded".
+    """
     path = folder / "ledger.jsonl"
     with path.open("a+", encoding="utf-8") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
-        lines = _parse_ledger(ledger.readlines(), path)
-        if not any("recorded" in entry and recording.items() <= entry.items() for entry in lines):
-            ledger.write(
-                json.dumps({"recorded": utc_timestamp(), **recording, "plan": plan}, ensure_ascii=False) + "\n"
-            )
+        entries = _parse_ledger(ledger.readlines(), path)
+        if not any(action in entry and access.items() <= entry.items() for entry in entries):
+            entries.append({action: utc_timestamp(), **access, "plan": plan})
+            ledger.write(json.dumps(entries[-1], ensure_ascii=False) + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
+    return entries
 
 
 def _exploratory_reason(plan: Mapping[str, Any] | None, sha256: str, first_opening: Mapping[str, Any]) -> str | None:

@@ -68,7 +68,7 @@ class CalibrationAnswers:
 
 
 def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
-    """Return the positions of one row of each group, see `CalibrationAnswers.one_a_group`.
+    """Return the positions of one row of each group, see `CalibrationAnswers.pick_one_per_group`.
 
     Return all positions if there are no groups.
     """

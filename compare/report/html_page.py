@@ -21,6 +21,7 @@ from compare.report import cost_section, head_note, markdown_page, routing_secti
 from insource.config.schema.compare import HEAD
 from insource.system import atomic_files, number_format
 from insource.system.html_template import load_template
+from insource.tasks import metric_label
 from insource.tracking.scores.comparison import Disagreement, Scores
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _load_template() -> "Template":
         show_control_characters,
     )
     path = TEMPLATES / "report.html.jinja"
-    return load_template(path, *functions, metric=wording.metric_name, sentence=start_with_capital, price=format_price)
+    return load_template(path, *functions, metric=metric_label, sentence=start_with_capital, price=format_price)
 
 
 def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from insource.system.number_format import (
     format_seconds,
     format_usd,
 )
+from insource.tasks import metric_label
 from insource.tracking.scores.comparison import Plan, Scores
 from insource.tracking.scores.cost_result import MeasuredCost
 from insource.tracking.scores.routing_result import Estimate, ExpectedValue
@@ -106,8 +107,8 @@ def _verdict(scores: Scores) -> list[str]:
 
 def _systems(scores: Scores) -> list[str]:
     quality = section_data.quality(scores)
-    headers = ["System", f"{wording.metric_name(quality['metric'])} (95% interval)"]
-    headers += [wording.metric_name(metric) for metric in quality["others"]]
+    headers = ["System", f"{metric_label(quality['metric'])} (95% interval)"]
+    headers += [metric_label(metric) for metric in quality["others"]]
     headers += ["per 1,000 requests", "per 1,000 right", "median latency", "rows"]
     return ["## Systems", markdown_table(headers, [_system(row) for row in quality["rows"]])]
 
@@ -144,7 +145,7 @@ def _differences(scores: Scores) -> list[str]:
             ]
             for row in group["rows"]
         ]
-        name = wording.metric_name(group["metric"])
+        name = metric_label(group["metric"])
         headers = [f"{name}, points", "difference", "interval", "p, adjusted", "margin", "detectable", "judged"]
         sections.append(markdown_table(headers, rows))
     return sections if len(sections) > 1 else [*sections, "None was made."]

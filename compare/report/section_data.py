@@ -40,7 +40,7 @@ def quality(scores: Scores) -> View:
     order = sorted(systems, key=lambda name: (not systems[name].complete, -systems[name].metrics[metric].value))
     values = [systems[name].metrics[metric] for name in order]
     axis = charts.fraction_axis(bound for value in values for bound in (value.ci_low, value.ci_high))
-    rows = [
+    rows: list[View] = [
         {
             "rank": rank,
             "name": name,
@@ -56,15 +56,15 @@ def quality(scores: Scores) -> View:
     ]
     points = [
         {
-            "key": rank,
-            "title": wording.display_name(systems[name]),
-            "class": css_class(systems[name]),
-            "value": value.value,
-            "low": value.ci_low,
-            "high": value.ci_high,
-            "cost": systems[name].cost_usd_per_1k,
+            "key": row["rank"],
+            "title": row["title"],
+            "class": row["class"],
+            "value": row["figure"].value,
+            "low": row["figure"].ci_low,
+            "high": row["figure"].ci_high,
+            "cost": row["system"].cost_usd_per_1k,
         }
-        for rank, (name, value) in enumerate(zip(order, values, strict=True), 1)
+        for row in rows
     ]
     pictures = {
         "wide": charts.quality_cost_plot(points, DESKTOP, named=True),

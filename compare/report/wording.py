@@ -31,11 +31,6 @@ STAGE_LABELS = {"parse": "readable", "schema": "in the schema", "label": "allowe
 """Validity stages of an answer, each a fraction of all rows."""
 
 
-def metric_name(metric: str) -> str:
-    """Return a metric's display name: macro-F1 for macro_f1."""
-    return metric_label(metric)
-
-
 def teacher_text(scores: Scores) -> str | None:
     """Return whose the train labels are if some are a teacher's; None otherwise."""
     task = scores.task
@@ -129,7 +124,7 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
     titles = display_names(scores)
     return BaselineNote(
         f"A linear model does as well: {titles[best]} reaches {format_percent(as_good[best])} "
-        f"{metric_name(scores.deciding_metric)}, {titles[str(tuned)]} {format_percent(value)}.",
+        f"{metric_label(scores.deciding_metric)}, {titles[str(tuned)]} {format_percent(value)}.",
         None,
     )
 

@@ -24,12 +24,10 @@ def write_comparison(
     """Write predictions, routing policy, scores and report."""
     folder = trained_run.folder / "predictions"
     for scored in scored_systems:
-        predictions.write_predictions(folder, scored.name, "test", scored.predictions, scored.confidences)
+        predictions.write_predictions(folder, scored.name, scored.predictions, scored.confidences)
         if repeats := scored.responses.repeat_answers:
             repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
-            predictions.write_predictions(
-                folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1
-            )
+            predictions.write_predictions(folder, scored.name, repeat_predictions, [None] * len(repeats), repeat=1)
     atomic_files.write_json(trained_run.folder / "routing.json", scores.routing.to_json() if scores.routing else None)
     write_scores(trained_run.folder / "scores.json", scores)
     by_name = {scored.name: scored for scored in scored_systems}

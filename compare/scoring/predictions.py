@@ -19,7 +19,6 @@ from pathlib import Path
 from compare.eval_dataset import EvalDataset
 from compare.records import SystemAnswer
 from insource.system import atomic_files
-from insource.tasks import references
 from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
@@ -38,21 +37,15 @@ class Predictions:
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Values by row, for the metrics that a single row has."""
 
-    def problem(self, index: int) -> str | None:
-        """Return why an answer counts as wrong, None if it can be scored."""
-        return self.parsed[index].problem
-
 
 def score_answers(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Predictions:
     """Return the answers with parsed values and metrics of the task."""
     import numpy as np
 
     parsed = [parse_answer(dataset, answer) for answer in answers]
-    targets = references.select_targets(dataset.task, dataset.spec, rows, parsed)
-    metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
     metrics = {
         name: [float(value) for value in stats.from_sums(stats.row_stats)]
-        for name, stats in metric_stats.items()
+        for name, stats in dataset.compute_metric_stats(rows, parsed).items()
         if isinstance(stats.row_stats, np.ndarray)
     }
     return Predictions(answers, parsed, metrics)
@@ -86,12 +79,11 @@ def validity_flags(problem: str | None) -> tuple[bool, bool, bool]:
 def write_predictions(
     folder: Path,
     system: str,
-    split: str,
     predictions: Predictions,
     confidences: Sequence[float | None],
     repeat: int = 0,
-) -> Path:
-    """Write the predictions of a system to a split atomically and return the file."""
+) -> None:
+    """Write the predictions of a system to the test rows atomically."""
     lines = []
     for index, (answer, parsed) in enumerate(zip(predictions.answers, predictions.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = validity_flags(parsed.problem)
@@ -102,7 +94,7 @@ def write_predictions(
         record = {
             "id": answer.id,
             "system": system,
-            "split": split,
+            "split": "test",
             "repeat": repeat,
             **payload,
             "parsed": parsed.value,
@@ -113,11 +105,8 @@ def write_predictions(
             "confidence": confidences[index],
         }
         lines.append(json.dumps(record, ensure_ascii=False))
-    split_suffix, repeat_suffix = "" if split == "test" else f".{split}", f".{repeat}" if repeat else ""
-    path = folder / f"{slug(system)}{split_suffix}{repeat_suffix}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    atomic_files.write_text(path, "\n".join(lines) + "\n")
-    return path
+    folder.mkdir(exist_ok=True)
+    atomic_files.write_text(folder / f"{slug(system)}{f'.{repeat}' if repeat else ''}.jsonl", "\n".join(lines) + "\n")
 
 
 def slug(system: str) -> str:

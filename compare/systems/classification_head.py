@@ -20,6 +20,7 @@ from compare import eval_dataset
 from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import confidence
 from compare.systems.responses import ComparisonContext, load_or_store
+from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files, child_processes, environment
 from insource.system.timestamps import utc_timestamp
@@ -34,9 +35,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 def train_if_missing(arguments: argparse.Namespace, trained_run: Run) -> None:
     """Train the head of a run unless the run has it. Exit with the exit code of the training if that fails."""
-    argv = [sys.executable, "-m", "train.head", arguments.recipe, *arguments.set, "--run", trained_run.id]
-    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
-    argv += ["--runs", arguments.runs] if arguments.runs else []
+    argv = cli.stage_argv("train.head", arguments, "--run", trained_run.id)
     # FRESH=1 repeats the comparison. It does not train the head again.
     env = {name: value for name, value in os.environ.items() if name != "FRESH"}
     if code := subprocess.run(argv, env=env, stdout=sys.stderr, check=False).returncode:

@@ -35,33 +35,28 @@ def predict_dataset(dataset: EvalDataset, encoder: str | None = None) -> list[Ba
     task, train, rows = dataset.task, dataset.train, dataset.test
     if task.IS_MULTILABEL:
         return predict_label_sets(train, rows, list(dataset.spec.labels), dataset.spec.may_be_empty, encoder)
-    if encoder is not None:
-        return predict_with_encoder(train, rows, dataset.train_answers, encoder)
-    return predict_answers(train, rows, dataset.train_answers, task.HAS_LABELS)
+    return predict_answers(train, rows, dataset.train_answers, task.HAS_LABELS, encoder)
 
 
 def predict_answers(
-    train: InputRows, rows: InputRows, answers: Sequence[str], labelled: bool
+    train: InputRows, rows: InputRows, answers: Sequence[str], labelled: bool, encoder: str | None = None
 ) -> list[BaselinePrediction]:
     """Return the prediction for each row.
 
     `answers` are the answers of the train rows as text. If `labelled`, they are classes to predict, else texts to copy.
+    The features of a classifier are TF-IDF, or those of `encoder`. Raise StageError if the encoder cannot be loaded.
     """
     if not labelled:
-        return _predict_nearest(train, rows, answers)
-    train_features, features = _features(train, rows)
-    return _fit_predict(train_features, answers, features)
-
-
-def predict_with_encoder(
-    train: InputRows, rows: InputRows, answers: Sequence[str], encoder: str
-) -> list[BaselinePrediction]:
-    """Return the predictions of a linear model on a sentence encoder's features (mean of its last layer, normalised).
-
-    Raise StageError if the encoder cannot be loaded.
-    """
+        return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
     train_features, features = _features(train, rows, encoder)
-    return _fit_predict(train_features, answers, features)
+    if len(set(answers)) < 2:
+        return [BaselinePrediction(answers[0], 0.0)] * len(rows)
+    model = _fit_classifier(train_features, answers)
+    log_probabilities = model.predict_log_proba(features)
+    return [
+        BaselinePrediction(str(model.classes_[index]), float(row[index]))
+        for row, index in zip(log_probabilities, log_probabilities.argmax(axis=1), strict=True)
+    ]
 
 
 def predict_label_sets(
@@ -93,38 +88,28 @@ def predict_label_sets(
 def _label_probability(train_features: Any, has_label: Any, features: Any) -> Any:
     """Return the probability of one label for each row. `has_label` is the label's column of the train rows."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
 
     if has_label.all() or not has_label.any():
         return np.full(features.shape[0], float(has_label[0]))
-    return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, has_label).predict_proba(features)[:, 1]
+    return _fit_classifier(train_features, has_label).predict_proba(features)[:, 1]
+
+
+def _fit_classifier(train_features: Any, targets: Any) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, targets)
 
 
 def _features(train: InputRows, rows: InputRows, encoder: str | None = None) -> tuple[Any, Any]:
-    """Return the features of train rows and of the other rows: TF-IDF, or those of an encoder."""
+    """Return the features of train rows and of the other rows.
+
+    They are TF-IDF, or those of a sentence encoder: the mean of its last layer, normalised.
+    """
     if encoder is not None:
         embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
         return embeddings[: len(train)], embeddings[len(train) :]
     vectorizer = make_vectorizer()
     return vectorizer.fit_transform(_texts(train)), vectorizer.transform(_texts(rows))
-
-
-def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> list[BaselinePrediction]:
-    from sklearn.linear_model import LogisticRegression
-
-    if len(set(answers)) < 2:
-        return [BaselinePrediction(answers[0], 0.0)] * features.shape[0]
-    model = LogisticRegression(C=10.0, max_iter=1000)
-    model.fit(train_features, answers)
-    log_probabilities = model.predict_log_proba(features)
-    return [
-        BaselinePrediction(str(model.classes_[index]), float(row[index]))
-        for row, index in zip(log_probabilities, log_probabilities.argmax(axis=1), strict=True)
-    ]
-
-
-def _predict_nearest(train: InputRows, rows: InputRows, answers: Sequence[str]) -> list[BaselinePrediction]:
-    return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
 
 
 def _embed(texts: Sequence[str], encoder: str) -> Any:

@@ -68,27 +68,22 @@ def collect_from_vllm(
     """
     plan = _launch_plan(context, systems[0])
     all_requests = [_system_requests(context, system, plan, eval_requests[system.name][0]) for system in systems]
-    notes = {
-        system.name: [
-            *truncation_notes(system, eval_requests[system.name][1]),
-            *subset_notes(context, system),
-            *deployment_notes(system),
-        ]
-        for system in systems
-    }
+
+    def collect(requests_by_system: Sequence[SystemRequests]) -> dict[str, SystemResponses]:
+        return {
+            requests.system.name: _collect_responses(context, requests, eval_requests[requests.system.name][1])
+            for requests in requests_by_system
+        }
+
     if not any(requests.count_pending() for requests in all_requests):
-        return {
-            requests.system.name: _collect_responses(context, requests, notes[requests.system.name])
-            for requests in all_requests
-        }
+        return collect(all_requests)
     with serve_system(context, systems[0], servers) as (_, address):
-        served_requests = [
-            replace(requests, endpoint=_endpoint(context, plan, requests.system, address)) for requests in all_requests
-        ]
-        return {
-            requests.system.name: _collect_responses(context, requests, notes[requests.system.name])
-            for requests in served_requests
-        }
+        return collect(
+            [
+                replace(requests, endpoint=_endpoint(context, plan, requests.system, address))
+                for requests in all_requests
+            ]
+        )
 
 
 @contextmanager
@@ -135,28 +130,18 @@ def may_fall_back(context: ComparisonContext, system: System, error: Exception) 
     return server.may_fall_back(_served_model(context, system), context.recipe.serve, error)
 
 
-def truncation_notes(system: System, n_prompts: int) -> list[str]:
-    """Return the report note about prompts that lost examples, [] if none did."""
-    limits = "train.max_length and serve.max_model_len" if system.trained_shots else "serve.max_model_len"
-    return [f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit {limits}"] if n_prompts else []
-
-
-def subset_notes(context: ComparisonContext, system: System) -> list[str]:
-    """Return the report note about a system that gets a subset of the test rows, [] if it gets all of them."""
-    rows, all_rows = _test_rows(context, system), context.dataset.test
-    if len(rows) == len(all_rows):
-        return []
-    return [
-        f"{system.title}: queried {len(rows):,} of {len(all_rows):,} test rows (compare.explore_rows); "
-        "it is exploratory"
-    ]
-
-
-def deployment_notes(system: System) -> list[str]:
-    """Return the report note about a tuned model that cannot be deployed, [] for every other system."""
-    if system.name != TUNED or not system.trained_shots:
-        return []
-    return [f"{system.title}: trained with examples in its prompts (train.shots); insource does not serve or deploy it"]
+def _notes(context: ComparisonContext, system: System, n_shortened: int) -> list[str]:
+    """Return the report's notes on a system: prompts that lost examples, a subset of the test rows, no deployment."""
+    notes = []
+    if n_shortened:
+        limits = "train.max_length and serve.max_model_len" if system.trained_shots else "serve.max_model_len"
+        notes.append(f"{n_shortened:,} prompts have fewer examples, to fit {limits}")
+    n_rows, n_all = len(_test_rows(context, system)), len(context.dataset.test)
+    if n_rows < n_all:
+        notes.append(f"queried {n_rows:,} of {n_all:,} test rows (compare.explore_rows); it is exploratory")
+    if system.name == TUNED and system.trained_shots:
+        notes.append("trained with examples in its prompts (train.shots); insource does not serve or deploy it")
+    return [f"{system.title}: {note}" for note in notes]
 
 
 def _test_rows(context: ComparisonContext, system: System) -> Rows:
@@ -219,7 +204,7 @@ def _parity_path(context: ComparisonContext, system: System) -> Path:
 
 
 def _collect_responses(
-    context: ComparisonContext, system_requests: SystemRequests, notes: Sequence[str]
+    context: ComparisonContext, system_requests: SystemRequests, n_shortened: int
 ) -> SystemResponses:
     collected = system_requests.collect()
     throughput = _throughput(context, system_requests, collected)
@@ -232,6 +217,7 @@ def _collect_responses(
         )
     parity = load_or_store(_parity_path(context, system_requests.system), system_requests.identity, None)
     responses = to_responses(system_requests, collected, context)
+    notes = _notes(context, system_requests.system, n_shortened)
     return replace(responses, throughput=throughput, parity=parity, notes=notes)
 
 

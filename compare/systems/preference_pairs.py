@@ -15,7 +15,7 @@ from compare.records import System, SystemAnswer, SystemResponses
 from compare.systems import local_vllm, vllm_servers
 from compare.systems.responses import ComparisonContext
 from compare.systems.vllm_servers import VllmServers
-from insource.config.errors import RecipeError, StageError
+from insource.config.errors import RecipeError
 from insource.tasks.preference import PAIR_KEYS
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Example
@@ -75,12 +75,8 @@ async def _sequence_log_likelihoods(
         async def score_example(example: Example) -> float:
             ids = [*example.prompt_ids, *example.completion_ids]
             body = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            async with session.post("/v1/completions", json=body) as response:
-                if response.status != 200:
-                    raise StageError(
-                        f"/v1/completions answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
-                    )
-                log_probabilities = (await response.json())["choices"][0]["prompt_logprobs"]
+            payload = await client.post_json(session, "/v1/completions", body)
+            log_probabilities = payload["choices"][0]["prompt_logprobs"]
             steps = zip(example.completion_ids, log_probabilities[len(example.prompt_ids) :], strict=True)
             return sum(float(step[str(token)]["logprob"]) for token, step in steps)
 

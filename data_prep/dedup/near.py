@@ -89,10 +89,7 @@ def _make_chunks(
 
 def _resolve_chunk(chunk: list[tuple[Array, Array, Array]], folder: Path, settings: Deduplicate) -> list[NearDuplicate]:
     """Return the near-duplicates of all buckets of a chunk."""
-    duplicates: list[NearDuplicate] = []
-    for rows, in_train, targets in chunk:
-        duplicates += _resolve_bucket(rows, in_train, targets, folder, settings)
-    return duplicates
+    return [duplicate for bucket in chunk for duplicate in _resolve_bucket(*bucket, folder, settings)]
 
 
 def _resolve_bucket(

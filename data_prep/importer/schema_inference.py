@@ -139,7 +139,7 @@ def _infer_choices(shape: Shape) -> list[str]:
     is_eligible = all(
         len(choice) <= MAX_CHOICE_CHARACTERS
         and choice == choice.strip()
-        and not _has_digit(choice)
+        and not any(map(str.isdigit, choice))
         and not redaction.find_pii(choice)
         for choice in choices
     )
@@ -162,11 +162,6 @@ def _round_up_length(longest: int) -> int:
     """Return a maxLength with headroom."""
     needed = math.ceil(longest * HEADROOM)
     return next((length for length in LENGTH_STEPS if length >= needed), math.ceil(needed / 1000) * 1000)
-
-
-def _has_digit(text: str) -> bool:
-    """Return whether a text has a digit."""
-    return any(character.isdigit() for character in text)
 
 
 def _json_type(value: Any) -> str:

@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
     system = _choose_system(survey, arguments.system)
     task = task_inference.infer_task(survey.answers[system], survey.preference_pairs)
     source = _choose_source(train, test, recipe_path, survey, system, task)
-    model = _choose_model(arguments, survey, source)
+    model = _choose_model(arguments, survey)
     answers = survey.answers[system]
     draft = recipe_text.render_recipe(recipe_path.parent, [], task, source, model, answers)
     recipe = _parse_recipe(draft)
@@ -223,7 +223,7 @@ def _choose_source(
     )
 
 
-def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeSource) -> IncumbentModel | None:
+def _choose_model(arguments: argparse.Namespace, survey: Survey) -> IncumbentModel | None:
     """Return the model to compare with: the given one, or the most frequent chat model of a log; None without one."""
     if arguments.model:
         reason = "gets the messages of its training; `make record` saves its answers before its shutdown"

@@ -19,6 +19,11 @@ def list_roots(column: str) -> list[str]:
     return [column[:index] for index in _find_dots(column)]
 
 
+def add_roots(columns: Collection[str]) -> list[str]:
+    """Return the columns, and then those that their dotted names may begin with, each once."""
+    return [*dict.fromkeys([*columns, *(root for column in columns for root in list_roots(column))])]
+
+
 def resolve_columns(values: Mapping[str, object], columns: Collection[str]) -> dict[str, object]:
     """Return {dotted name: value} of the nested values among `columns`.
 

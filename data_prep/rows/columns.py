@@ -59,9 +59,8 @@ def check_input_columns(file: str, values: Mapping[str, object], recipe: Recipe)
 
     Columns of answers may be missing.
     """
-    _check_missing(
-        file, {key: name for key, name in input_columns(recipe).items() if name not in values}, values, recipe
-    )
+    missing = {key: name for key, name in input_columns(recipe).items() if name not in values}
+    _check_missing(file, missing, values)
 
 
 def columns_to_read(recipe: Recipe, split: str) -> list[str]:
@@ -73,7 +72,7 @@ def columns_to_read(recipe: Recipe, split: str) -> list[str]:
     columns += (
         field_names(recipe) if recipe.data.columns.target is None and not recipe.data.columns.slot_columns else []
     )
-    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
+    return dotted_paths.add_roots(columns)
 
 
 def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
@@ -88,10 +87,10 @@ def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -
 
 def check_columns(file: str, split: str, values: Mapping[str, object], recipe: Recipe) -> None:
     """Raise RecipeError with every needed column that a row lacks and the most similar existing one."""
-    _check_missing(file, find_missing_columns(split, values, recipe), values, recipe)
+    _check_missing(file, find_missing_columns(split, values, recipe), values)
 
 
-def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, object], recipe: Recipe) -> None:
+def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, object]) -> None:
     """Raise RecipeError if a column is missing, with hints."""
     missing, present = [], list(values)
     for key, column in missing_columns.items():

@@ -50,15 +50,10 @@ def parse_epoch_seconds(text: str, column: str, time_format: str | None = None) 
     if seconds is None:
         seconds = _parse_number(text)
     if seconds is None:
-        seconds = _parse_iso(text)
+        seconds = parse_iso_seconds(text)
     if seconds is None or not _MIN_SECONDS <= seconds < _END_SECONDS:
         raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN_FORMATS}")
     return seconds
-
-
-def parse_iso_seconds(text: str) -> float | None:
-    """Return seconds since 1970 of an ISO 8601 time; None if it is not one."""
-    return _parse_iso(text.strip())
 
 
 def _parse_digit_date(text: str) -> float | None:
@@ -84,10 +79,10 @@ def _parse_number(text: str) -> float | None:
     return next((number / unit for limit, unit in _EPOCH_UNITS if size < limit), None)
 
 
-def _parse_iso(text: str) -> float | None:
+def parse_iso_seconds(text: str) -> float | None:
     """Return seconds since 1970 of an ISO 8601 time; None if it is not one."""
     try:
-        parsed = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
+        parsed = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text.strip()))
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

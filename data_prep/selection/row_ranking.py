@@ -20,15 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.arrays import Array
-from data_prep.selection.linear_model import linear_uncertainty
 from data_prep.selection.repeated_rows import find_repeats
 from data_prep.selection.representative_rows import choose_representative
 from insource.config.schema.data import Deduplicate
 from insource.tasks.words import extract_terms
 from insource.text.split_hash import hash_texts
 from insource.text.text_keys import duplicate_key
-
-__all__ = ["linear_uncertainty", "rank_rows"]
 
 MAX_CANDIDATES = 10_000
 """Maximum number of the most uncertain rows from which rows are chosen."""

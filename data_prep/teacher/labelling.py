@@ -9,7 +9,6 @@ With the same digest nothing is read or sent. `labels.jsonl` is then a source of
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import sources
-from data_prep.selection.row_ranking import linear_uncertainty, rank_rows
+from data_prep.selection.linear_model import linear_uncertainty
+from data_prep.selection.row_ranking import rank_rows
 from data_prep.teacher import answers, requests, unlabelled_rows
 from data_prep.teacher.answers import TeacherLabel
 from data_prep.teacher.unlabelled_rows import Candidate, Pool
@@ -26,6 +26,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.teacher import CONNECTION_KEYS, Teacher
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.system.number_format import format_usd
 from insource.tasks import TASKS
 from insource.tasks.task_kind import TaskKind
@@ -74,7 +75,7 @@ def label_rows(recipe: Recipe, data: Path, runs: Path) -> TeacherLabels:
         pool, ranked = choose_rows(recipe, data)
         task, spec = load_task(recipe, data)
         teacher_requests = requests.build_requests(
-            teacher, task, spec, ranked, read_max_answer_tokens(data), runs / CACHE_FILE
+            teacher, task, spec, ranked, DataReport.read(data).max_answer_tokens, runs / CACHE_FILE
         )
         collected, teacher_requests = requests.send_requests(teacher_requests, teacher)
         outcomes = [
@@ -88,7 +89,7 @@ def label_rows(recipe: Recipe, data: Path, runs: Path) -> TeacherLabels:
             lines = (json.dumps(label.to_json(), ensure_ascii=False) + "\n" for label in labels)
             atomic_files.write_text(temp_folder / "labels.jsonl", "".join(lines))
             atomic_files.write_json(temp_folder / "teacher.json", {**report.to_json(), "unlabelled": dict(hashes)})
-        print(_summary_line(report), file=sys.stderr, flush=True)
+        log_line(_summary_line(report))
     path, report_path = folder / "labels.jsonl", folder / "teacher.json"
     read_labels = [TeacherLabel(**line) for line in atomic_files.read_jsonl(path)]
     written_report = TeacherReport.parse(atomic_files.read_json(report_path), report_path)
@@ -101,7 +102,7 @@ def estimate_lines(recipe: Recipe, data: Path, runs: Path) -> list[str]:
     pool, ranked = choose_rows(recipe, data)
     task, spec = load_task(recipe, data)
     teacher_requests = requests.build_requests(
-        teacher, task, spec, ranked, read_max_answer_tokens(data), runs / CACHE_FILE
+        teacher, task, spec, ranked, DataReport.read(data).max_answer_tokens, runs / CACHE_FILE
     )
     pending = teacher_requests.list_pending()
     cached_note = f", {len(ranked) - len(pending):,} of them have answers" if len(pending) < len(ranked) else ""
@@ -160,11 +161,6 @@ def load_task(recipe: Recipe, data: Path) -> tuple[TaskKind, Any]:
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     return task, spec
-
-
-def read_max_answer_tokens(data: Path) -> int:
-    """Return the limit of an answer in tokens of the base, as training will set it for the rows in `data`."""
-    return DataReport.read(data).max_answer_tokens
 
 
 def _teacher(recipe: Recipe) -> Teacher:

@@ -6,7 +6,6 @@ Every answer is on disk before it counts, and every attempt before it is sent (`
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.schema.compare import Baseline
 from insource.config.schema.teacher import Teacher
 from insource.system import progress_bar
+from insource.system.console_log import log_line
 from insource.tasks.task_kind import TaskKind
 
 LOCATION = "data.teacher"
@@ -43,10 +43,7 @@ class TeacherRequests:
     @property
     def spent_usd(self) -> float:
         """Return the cost of all teachers of the recipe so far, possible charges included."""
-        return sum(
-            (response.usd or 0.0) + response.possibly_charged_usd
-            for response in response_cache.read_responses(self.cache_path)
-        )
+        return sum(response.total_usd for response in response_cache.read_responses(self.cache_path))
 
     def list_pending(self) -> list[RowRequest]:
         """Return the requests without a cached answer."""
@@ -142,7 +139,7 @@ def _send_first_request(teacher_requests: TeacherRequests, teacher: Teacher) -> 
         rejected = api_errors.find_rejected_parameter(response.error or "", optional_parameters)
         if rejected is None or rejected in endpoint.omitted_parameters:
             raise StageError(f"teacher {name}: its first request: {response.error}", code="INS-A001")
-        print(f"left out  {rejected}, which {name} refuses: {response.error}", file=sys.stderr, flush=True)
+        log_line(f"left out  {rejected}, which {name} refuses: {response.error}")
         omitted = (*endpoint.omitted_parameters, rejected)
         teacher_requests = replace(teacher_requests, endpoint=replace(endpoint, omitted_parameters=omitted))
 

@@ -110,7 +110,7 @@ def read_candidates(recipe: Recipe, files: list[SourceFile], exclusions: Exclusi
     assert recipe.data.teacher is not None
     pool, columns = Pool(), _columns_to_read(recipe)
     nested_columns = [column for column in columns if "." in column]
-    names = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
+    names = dotted_paths.add_roots(columns)
     for file in files:
         n_before, missing, first_values = pool.n_read, {*input_columns(recipe).values()}, dict[str, Any]()
         for row in read.read(file, recipe.data.teacher.source, names)[1]:

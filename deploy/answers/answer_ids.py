@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from insource.config.errors import StageError
 from insource.system import shared_jsonl
 
 KEY_FILE = "answers.key"
@@ -108,8 +107,8 @@ def load_answer_ids(registry_dir: Path) -> AnswerIds:
     StageError if it cannot be written.
     """
     with shared_jsonl.open_locked(registry_dir / KEY_FILE, _DESCRIPTION) as file:
+        shared_jsonl.restrict_to_owner(file, _DESCRIPTION)
         try:
-            shared_jsonl.restrict_to_owner(file)
             file.seek(0)
             key = file.read()
             if len(key) != KEY_BYTES:
@@ -118,7 +117,5 @@ def load_answer_ids(registry_dir: Path) -> AnswerIds:
                 file.write(key)
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StageError(
-                f"{file.name}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
-            ) from None
+            raise shared_jsonl.write_error(file.name, _DESCRIPTION, error) from None
     return AnswerIds(key)

@@ -58,7 +58,6 @@ class Escalation:
         self.ledger = ledger if price else None
         """Ledger of its costs; None: it costs nothing."""
         self._budget = MonthlyBudget(ledger, price) if ledger and price else None
-        self.has_price = self._budget is not None
         self._clients = [BackendClient(backend, self._budget)]
         self._failures, self._paused_until = 0, 0.0
         self._pending: set[asyncio.Task[ScoredAnswer | str]] = set()

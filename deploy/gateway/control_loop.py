@@ -81,14 +81,7 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
     A failed start counts as a failure. The memory of the previous process may not be free yet.
     """
     while True:
-        now = time.monotonic()
-        window_start = now - lifecycle.RESTART_WINDOW_SECONDS
-        failures[:] = [*(failed_at for failed_at in failures if failed_at > window_start), now]
-        if len(failures) > lifecycle.MAX_RESTARTS:
-            minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
-            raise StageError(
-                f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}", code="INS-E006"
-            )
+        lifecycle.record_failure(failures, reason)
         try:
             await gateway.restart_engine(reason)
             return

@@ -116,7 +116,7 @@ def _describe_routing(deployment: Deployment) -> str:
     api_model, route = deployment.escalation, deployment.task.recipe.route
     if isinstance(api_model, NoEscalation):
         return f"every request stays local: {api_model.message}"
-    budget = f"at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
+    budget = f"at most {route.usd_per_month:g} USD a month" if api_model.ledger else ""
     if route.mirror:
         limit = f", for {budget}" if budget else ""
         mirror = f"{route.mirror:.1%} are also answered here, for comparison"

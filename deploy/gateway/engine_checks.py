@@ -75,10 +75,8 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
             difference = await reference_check.describe_token_difference(session, served, name, expected, actual)
             message = f"the engine reads other token ids for its prompt than were trained on, {difference}"
             raise StageError(message, code="INS-E008")
-    references = reference_check.load_references(served.run.references_path)
-    answers = await reference_check.query_references(session, references, served.prompt, name)
     rounding = launch_plan.rounding_tolerance(served, serve)
-    agreement = reference_check.compute_agreement(references, answers, rounding)
+    agreement = await reference_check.measure_agreement(session, served, name, rounding)
     same_weights = launch_plan.has_trained_weights(served, serve)
     required = serve.parity.same_weights if same_weights else reference_check.MIN_AGREEMENT_OTHER_WEIGHTS
     if agreement < required:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientSession
 
 from deploy import registry
 from deploy.gateway.deployments import Deployments
@@ -17,7 +17,7 @@ from insource.config.recipe import Recipe
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
 from serve.parity import reference_check
-from serve.vllm import client, launch_plan, server_process
+from serve.vllm import client, launch_plan
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess
 
@@ -55,7 +55,6 @@ class Gateway:
         self._deployed_at: dict[str, int] = {}
         self._announced = False
         self._last_logged = ""
-        self._dead_children: set[int] = set()
         self._probe: asyncio.Task[bool] | None = None
         self._silent_since: float | None = None
 
@@ -147,10 +146,10 @@ class Gateway:
             if version not in self.loaded_versions[served.name]:
                 await client.load_adapter(session, name, str(served.folder))
                 self.loaded_versions[served.name].add(version)
-            if mismatch := await run_in_thread(reference_check.find_prompt_mismatch, served, name, self.vllm.address):
+            if mismatch := await reference_check.find_prompt_mismatch(session, served, name):
                 raise StageError(f"vLLM builds other prompt token ids than training, {mismatch}", code="INS-E008")
             rounding = launch_plan.rounding_tolerance(served, self.vllm.plan.serve)
-            return await run_in_thread(_measure_agreement, served, name, self.vllm.address, rounding)
+            return await _measure_agreement(session, served, name, rounding)
 
     async def unload_old_versions(self) -> None:
         """Unload versions that are no longer active, once they have no requests in flight."""
@@ -208,14 +207,8 @@ class Gateway:
         Reasons: the process or a child of it ended, or it sends nothing despite a request. While vLLM is silent the
         gateway is not ready.
         """
-        if not await run_in_thread(self.vllm.is_alive):
-            return f"died, {await run_in_thread(self.vllm.failure_message)}"
-        # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive checks has
-        # died.
-        previous = self._dead_children
-        self._dead_children = await run_in_thread(server_process.find_dead_children, self.vllm.pid)
-        if previous & self._dead_children:
-            return f"died, a process that it started has ended, {await run_in_thread(self.vllm.failure_message)}"
+        if reason := await run_in_thread(self.vllm.find_death):
+            return reason
         silent_seconds = self._silent_seconds()
         self.proxy_state.engine_responds = silent_seconds < self.hang_seconds / 2
         if silent_seconds >= self.hang_seconds:
@@ -275,7 +268,6 @@ class Gateway:
     async def start_engine(self) -> None:
         """Start vLLM without adapters; `follow_registry` loads them. Raise StageError if it does not become ready."""
         self.loaded_versions = {registry_dir.name: set() for registry_dir in self.registry_dirs}
-        self._dead_children = set()
         self.vllm.start()  # in the main thread: vLLM is killed when the thread that started it ends
         seconds = await run_in_thread(self.vllm.wait_ready)
         log_line(f"vllm      up after {seconds:.0f} s")
@@ -289,10 +281,10 @@ class Gateway:
             log_line(line)
 
 
-def _measure_agreement(served: ServedModel, name: str, address: Address, rounding: float) -> float:
+async def _measure_agreement(session: ClientSession, served: ServedModel, name: str, rounding: float) -> float:
     """Return the fraction of a version's reference answers that vLLM gives. Raise StageError if they cannot be read."""
     try:
-        return reference_check.measure_agreement(served, name, address, rounding=rounding)
+        return await reference_check.measure_agreement(session, served, name, rounding)
     except ClientError:
         raise
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -98,15 +99,6 @@ def _build_guard(proxy_state: ProxyState) -> Middleware:
 def build_application(proxy_state: ProxyState) -> web.Application:
     """Return the aiohttp application of the gateway."""
 
-    async def answer_model(request: web.Request) -> web.StreamResponse:
-        return await _answer_model_request(proxy_state, request)
-
-    async def answer_task(request: web.Request) -> web.StreamResponse:
-        return await _answer_task_request(proxy_state, request)
-
-    async def answer_decision(request: web.Request) -> web.StreamResponse:
-        return await _answer_decision_request(proxy_state, request)
-
     async def receive_feedback(request: web.Request) -> web.StreamResponse:
         async with _accept_body(proxy_state, request, requires_engine=False) as body:
             payload = await feedback.record_feedback(body, proxy_state.tasks, proxy_state.monitor)
@@ -140,10 +132,10 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     app = web.Application(client_max_size=proxy_state.limits.body_kib * 2**10, middlewares=[_build_guard(proxy_state)])
     for path in FORWARDED_PATHS:
-        app.router.add_post(path, answer_model)
-    app.router.add_post(f"{tasks_path.PREFIX}{{name}}", answer_task)
+        app.router.add_post(path, partial(_answer_model_request, proxy_state))
+    app.router.add_post(f"{tasks_path.PREFIX}{{name}}", partial(_answer_task_request, proxy_state))
     for path in LABEL_PATHS:
-        app.router.add_post(path, answer_decision)
+        app.router.add_post(path, partial(_answer_decision_request, proxy_state))
     app.router.add_post(feedback.PATH, receive_feedback)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get(openapi.PATH, describe_paths)

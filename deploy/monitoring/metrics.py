@@ -23,6 +23,7 @@ DISCONNECTED = "broken_off"
 Errors of the gateway itself count as 500.
 """
 NOBODY = "nobody"
+"""Answering system of an input that got an error."""
 _Labels = TypeVar("_Labels", bound=tuple[str, ...])
 
 
@@ -118,7 +119,7 @@ class Metrics:
         self._mirrored.labels(model, result).inc()
 
     def count_feedback(self, model: str, answered_by: str, is_correct: bool) -> None:
-        """Count a right answer from feedback."""
+        """Count a right answer from feedback. `answered_by` is "local" or "api"."""
         self._feedback.labels(model, answered_by, str(is_correct).lower()).inc()
 
     def set_state(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:

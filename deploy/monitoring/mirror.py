@@ -114,7 +114,8 @@ class Mirror:
             "agreed": local_digest == digest,
         }
         try:
-            await run_in_thread(_write_line, deployment.registry_dir, line)
+            folder = deployment.registry_dir / FOLDER
+            await run_in_thread(monthly_record.append_lines, folder, [line], _DESCRIPTION, False)
         except StageError as error:
             if not self._failure_logged:
                 log_line(f"mirror    {error.message_with_code}")
@@ -124,7 +125,3 @@ class Mirror:
 def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[str, Any]]:
     """Return {answer name: record} of the mirrored answers of a deployment in registry/<name>."""
     return {line["answer"]: line for line in monthly_record.read_lines(registry_dir / FOLDER, deployment_id)}
-
-
-def _write_line(registry_dir: Path, line: Mapping[str, object]) -> None:
-    monthly_record.append_lines(registry_dir / FOLDER, [line], _DESCRIPTION, flush=False)

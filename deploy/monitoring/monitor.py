@@ -9,16 +9,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from deploy.answers.answer_ids import AnswerRecord
 from deploy.answers.escalation import Escalation
 from deploy.answers.local_model import LOCAL, ScoredAnswer
 from deploy.answers.outcome import Deployment, Outcome
 from deploy.answers.task import Task
-from deploy.monitoring import traffic_record
-from deploy.monitoring.metrics import NOBODY, Metrics, filter_labels
+from deploy.monitoring.metrics import Metrics, filter_labels
 from deploy.monitoring.mirror import Mirror
 from deploy.monitoring.traffic_profiles import TrafficProfiles
-from deploy.monitoring.traffic_record import TrafficRecord
+from deploy.monitoring.traffic_record import RecordedAnswer, TrafficRecord
 from insource.config.errors import StageError
 from insource.stats import drift
 from insource.system.console_log import log_line
@@ -55,10 +53,6 @@ class Monitor:
                 answer = task.answer_text(value) if task.labels else None
                 self.profiles.profile_today(task).add(scored.confidence, answer, len(task.labels or ()))
 
-    def record_api_failure(self, task: Task, answered_by: str, reason: str) -> None:
-        """Record that an API model gave no valid answer."""
-        self.metrics.count_checked_answer(task.name, answered_by, reason)
-
     def record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record the outcome of an input."""
         self.metrics.count_answer(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
@@ -74,24 +68,9 @@ class Monitor:
         profile.reasons[f"{LOCAL}/{reason}"] += 1
         profile.unread += 1
 
-    def record_error(self, task: Task, status: int) -> None:
-        """Record an input that got an error."""
-        self.metrics.count_answer(task.name, NOBODY, f"error_{status}")
-
     def record_traffic(self, deployment: Deployment, task_input: CleanedInput, outcome: Outcome, name: str) -> None:
         """Queue an answered input for the traffic record. `name` is that of the answer id."""
-        recorded = traffic_record.RecordedAnswer(
-            deployment.task,
-            deployment.registry_dir,
-            name,
-            task_input.text,
-            outcome.value,
-            outcome.answered_by,
-            outcome.reason,
-            outcome.confidence,
-            utc_timestamp(),
-        )
-        self.traffic.add(recorded)
+        self.traffic.add(RecordedAnswer(deployment, outcome, name, task_input.text, utc_timestamp()))
 
     async def run(self) -> None:
         """Write due records periodically until `close` is called."""
@@ -120,10 +99,6 @@ class Monitor:
         await self.mirror.close()
         self._stopped.set()
         await self.write(write_all=True)
-
-    def record_feedback(self, task: Task, record: AnswerRecord, is_correct: bool) -> None:
-        """Count a right answer from feedback."""
-        self.metrics.count_feedback(task.name, LOCAL if record.local else "api", is_correct)
 
     def update_drift(self, tasks: Mapping[str, Deployment]) -> None:
         """Set the drift metrics from the answers that this process saw today.

@@ -18,9 +18,7 @@ def append_lines(folder: Path, lines: Sequence[Mapping[str, object]], descriptio
     """
     recorded_at = utc_timestamp()
     with shared_jsonl.open_locked(folder / f"{recorded_at[:7]}.jsonl", description) as file:
-        for number, line in enumerate(lines, 1):
-            is_last = number == len(lines)
-            shared_jsonl.append_line(file, {"at": recorded_at, **line}, description, flush=flush and is_last)
+        shared_jsonl.append_lines(file, [{"at": recorded_at, **line} for line in lines], description, flush)
 
 
 def read_lines(folder: Path, deployment_id: str) -> Iterator[Mapping[str, Any]]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from data_prep.rows.columns import field_names, needed_columns
 from deploy.answers import personal_data
+from deploy.answers.outcome import Deployment, Outcome
 from deploy.answers.task import Task
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
@@ -47,15 +48,12 @@ _RECORD_COLUMNS = ("labelled_by", "confidence", "reason", "version")
 class RecordedAnswer:
     """An answered input to record."""
 
-    task: Task
-    registry_dir: Path
+    deployment: Deployment
+    outcome: Outcome
     id: str
+    """Name of the answer id, 16 hex digits."""
     text: str
     """The cleaned input, as sent to the model."""
-    value: Any
-    labelled_by: str
-    reason: str
-    confidence: float | None
     time: str
 
 
@@ -83,7 +81,8 @@ class TrafficRecord:
 
     def add(self, recorded: RecordedAnswer) -> None:
         """Queue an answer for the next `write`."""
-        self.set_retention(recorded.registry_dir, recorded.task.recipe.serve.record.days)
+        deployment = recorded.deployment
+        self.set_retention(deployment.registry_dir, deployment.task.recipe.serve.record.days)
         self._queue.append(recorded)
 
     async def write(self) -> None:
@@ -108,8 +107,8 @@ class TrafficRecord:
 
 
 def _write_rows(waiting: list[RecordedAnswer]) -> None:
-    for registry_dir in dict.fromkeys(recorded.registry_dir for recorded in waiting):
-        group = [recorded for recorded in waiting if recorded.registry_dir == registry_dir]
+    for registry_dir in dict.fromkeys(recorded.deployment.registry_dir for recorded in waiting):
+        group = [recorded for recorded in waiting if recorded.deployment.registry_dir == registry_dir]
         for day in dict.fromkeys(recorded.time[:10] for recorded in group):
             rows = [row for recorded in group if recorded.time[:10] == day and (row := build_row(recorded)) is not None]
             _append_rows(registry_dir / FOLDER / f"{day}.jsonl", rows)
@@ -186,24 +185,25 @@ def build_row(recorded: RecordedAnswer) -> dict[str, object] | None:
 
     Return None if input or answer contain personal data that is not replaced, or an unpaired surrogate.
     """
+    task, outcome = recorded.deployment.task, recorded.outcome
     redacted = redaction.redact(recorded.text, redaction.PII_KINDS)
 
     def hide(text: str) -> str:
         return redaction.redact(redaction.redact_values(redacted.values, text), redaction.PII_KINDS).text
 
-    value = recorded.value if recorded.task.labels else map_texts(recorded.value, hide)
-    cells = build_input_and_answer(recorded.task, redacted.text, value)
+    value = outcome.value if task.labels else map_texts(outcome.value, hide)
+    cells = build_input_and_answer(task, redacted.text, value)
     if not _is_recordable(cells):
         return None
     return {
-        **_fill_missing_columns(recorded.task.recipe, recorded.id),
-        id_column(recorded.task.recipe): recorded.id,
+        **_fill_missing_columns(task.recipe, recorded.id),
+        id_column(task.recipe): recorded.id,
         **cells,
-        "labelled_by": recorded.labelled_by,
-        "confidence": recorded.confidence,
-        "reason": recorded.reason,
-        "version": recorded.task.version,
-        **_build_time_cell(recorded.task.recipe, recorded.time),
+        "labelled_by": outcome.answered_by,
+        "confidence": outcome.confidence,
+        "reason": outcome.reason,
+        "version": task.version,
+        **_build_time_cell(task.recipe, recorded.time),
     }
 
 
@@ -302,8 +302,7 @@ def correct_rows(task: Task, registry_dir: Path, day: int, correct_answers: Mapp
             for name, rows in recorded_rows.items()
             if (row := _correct_row(task, name, rows[-1].row, correct_answers[name]))
         }
-        for name, row in corrected.items():
-            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(corrected)[-1])
+        shared_jsonl.append_lines(file, list(corrected.values()), _DESCRIPTION)
         # A process killed between append and blanking leaves old rows before the last one.
         old_rows = [row for name, rows in recorded_rows.items() for row in (rows if name in corrected else rows[:-1])]
         _blank_rows(path, old_rows)
@@ -354,9 +353,7 @@ def _blank_rows(path: Path, rows: Sequence[_LocatedRow]) -> None:
             for row in rows:
                 os.pwrite(file.fileno(), b" " * row.size, row.start)
     except OSError as error:
-        raise StageError(
-            f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
-        ) from None
+        raise shared_jsonl.write_error(path, _DESCRIPTION, error) from None
 
 
 def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
@@ -371,11 +368,5 @@ def _append_rows(path: Path, rows: list[dict[str, object]]) -> None:
     if not rows:
         return
     with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-        try:
-            shared_jsonl.restrict_to_owner(file)
-        except OSError as error:
-            raise StageError(
-                f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
-            ) from None
-        for number, row in enumerate(rows, 1):
-            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=number == len(rows))
+        shared_jsonl.restrict_to_owner(file, _DESCRIPTION)
+        shared_jsonl.append_lines(file, rows, _DESCRIPTION)

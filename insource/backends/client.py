@@ -13,7 +13,7 @@ refused because of its configuration (api_errors.py) is neither: its result has 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -64,8 +64,8 @@ class BackendClient:
         api = API_MODULES[backend.api_format]
         rate_limiter = RateLimiter(backend.concurrency, backend.max_retry_wait_seconds)
         self.backend = backend
-        self._client = api.make_client(backend, rate_limiter.on_response)
-        self._state = _ClientState(api, self._client, backend, rate_limiter, limiter)
+        client = api.make_client(backend, rate_limiter.on_response)
+        self._state = _ClientState(api, client, backend, rate_limiter, limiter)
 
     async def complete(self, request: Request) -> RequestResult:
         """Return the result of a request. Raise what the spend limiter raises."""
@@ -73,7 +73,7 @@ class BackendClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._state.client.close()
 
 
 async def stream_results(
@@ -107,17 +107,11 @@ async def stream_results(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-def complete_all(
-    backend: Backend, requests: Sequence[Request], on_result: Callable[[RequestResult], None] = lambda result: None
-) -> list[RequestResult]:
-    """Return the result of each request, in request order. `on_result` gets each as soon as it is complete."""
+def complete_all(backend: Backend, requests: Sequence[Request]) -> list[RequestResult]:
+    """Return the result of each request, in request order."""
 
     async def gather_results() -> dict[str, RequestResult]:
-        results = {}
-        async for result in stream_results(backend, requests):
-            on_result(result)
-            results[result.id] = result
-        return results
+        return {result.id: result async for result in stream_results(backend, requests)}
 
     results = asyncio.run(gather_results())
     return [results[request.id] for request in requests]

@@ -129,8 +129,8 @@ def list_pending_requests(
     backend: Backend, identity: object, row_requests: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
     """Return the row requests that `collect` would send, one of each key."""
-    responses = {response.key: response for response in response_cache.read_responses(cache_path)}
-    return [group[0] for group in _split_cached(backend, identity, row_requests, responses)[1].values()]
+    _, pending = _split_cached(backend, identity, row_requests, _last_responses(cache_path))
+    return [group[0] for group in pending.values()]
 
 
 def count_pending_requests(
@@ -144,34 +144,34 @@ def find_last_response(
     backend: Backend, identity: object, row_request: RowRequest, cache_path: Path
 ) -> CachedResponse | None:
     """Return the last response to a request, transient errors included; None if it was never sent."""
-    key = compute_cache_key(
-        identity, API_MODULES[backend.api_format].build_body(backend, row_request.request), row_request.repeat
-    )
-    return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
+    return _last_responses(cache_path).get(_cache_key(backend, identity, row_request))
 
 
 def sum_cached_cost_usd(
     backend: Backend, identity: object, row_requests: Sequence[RowRequest], cache_path: Path
 ) -> float:
     """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
-    build_body = API_MODULES[backend.api_format].build_body
-    keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
+    keys = {_cache_key(backend, identity, row_request) for row_request in row_requests}
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
-    return sum(
-        (response.usd or 0.0) + response.possibly_charged_usd
-        for response in response_cache.read_responses(cache_path)
-        if response.key in keys
-    )
+    return sum(response.total_usd for response in response_cache.read_responses(cache_path) if response.key in keys)
+
+
+def _cache_key(backend: Backend, identity: object, row_request: RowRequest) -> str:
+    body = API_MODULES[backend.api_format].build_body(backend, row_request.request)
+    return compute_cache_key(identity, body, row_request.repeat)
+
+
+def _last_responses(cache_path: Path) -> dict[str, CachedResponse]:
+    return {response.key: response for response in response_cache.read_responses(cache_path)}
 
 
 def _split_cached(
     backend: Backend, identity: object, row_requests: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Return the row requests with a final cached response, and the others by key."""
-    build_body = API_MODULES[backend.api_format].build_body
     cached, pending = [], dict[str, list[RowRequest]]()
     for row_request in row_requests:
-        key = compute_cache_key(identity, build_body(backend, row_request.request), row_request.repeat)
+        key = _cache_key(backend, identity, row_request)
         response = responses.get(key)
         if response is not None and response.final:
             cached.append((row_request, response))

@@ -66,6 +66,11 @@ class CachedResponse:
     reused: bool = False
     """Whether this invocation did not send it: an earlier one did, or another row has the same request."""
 
+    @property
+    def total_usd(self) -> float:
+        """The cost of the answer, and of attempts that may have been charged."""
+        return (self.usd or 0.0) + self.possibly_charged_usd
+
 
 class ResponseCache:
     """An open cache: its last response of each key, and the file to append to."""

@@ -9,8 +9,10 @@ import argparse
 import errno
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from insource.config.errors import CodedError, GateError, RecipeError, StageError
@@ -56,7 +58,7 @@ def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--hardware",
-        default=os.environ.get("HARDWARE") or None,
+        default=env_value("HARDWARE"),
         help="a name in recipes/hardware/ (default: what is there)",
     )
     parser.add_argument("--runs", help="the folder of the runs (default: $RUNS, else ./runs)")
@@ -66,9 +68,37 @@ def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
 
 def add_run_option(parser: argparse.ArgumentParser) -> None:
     """Add --run, for stages that use a trained run."""
-    parser.add_argument(
-        "--run", default=os.environ.get("RUN") or None, help="a run id (default: $RUN, else the newest trained run)"
-    )
+    parser.add_argument("--run", default=env_value("RUN"), help="a run id (default: $RUN, else the newest trained run)")
+
+
+def stage_argv(stage: str, arguments: argparse.Namespace, *extra: str) -> list[str]:
+    """Return the command that runs another stage with the recipe, settings, hardware and runs of this call."""
+    argv = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *extra]
+    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
+    return argv + (["--runs", arguments.runs] if arguments.runs else [])
+
+
+def prepare_data(arguments: argparse.Namespace) -> Path:
+    """Run the data stage as a separate process and return its folder: stages exchange data only through files.
+
+    Exit with the data stage's exit code if it fails.
+    """
+    argv = stage_argv("data_prep", arguments, "--no-heading")
+    completed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if completed.returncode:
+        sys.exit(completed.returncode)
+    return Path(completed.stdout.strip())
+
+
+def env_value(name: str) -> str | None:
+    """Return an environment variable, None if it is unset or empty: make passes an empty one for what is not given."""
+    return os.environ.get(name) or None
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
+    """Add --<name>, which the environment variable <NAME> sets too, unless it is empty or 0."""
+    default = os.environ.get(name.upper(), "") not in ("", "0")
+    parser.add_argument(f"--{name}", action="store_true", default=default, help=help_text)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -7,6 +7,7 @@ text, `insource/config/cli.py` prints errors.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class CodedError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # By default an exception is unpickled from its arguments without `code`; worker processes send errors.
-        return _restore_error, (type(self), str(self), self.code)
+        return partial(type(self), str(self), code=self.code), ()
 
     @property
     def message_with_code(self) -> str:
@@ -51,7 +52,3 @@ def join_errors(errors: Sequence[RecipeError]) -> RecipeError:
     if len(errors) == 1:
         return errors[0]
     return RecipeError("\n".join(error.message_with_code for error in errors), code=errors[0].code)
-
-
-def _restore_error(error_type: type[CodedError], message: str, code: "ErrorCode") -> CodedError:
-    return error_type(message, code=code)

@@ -14,7 +14,6 @@ HARDWARE_DIR = Path(__file__).parents[2] / "recipes" / "hardware"
 NOT_HARDWARE_FILES = {"skypilot"}
 # Requirement of PyTorch's CUDA 13 build in requirements/gpu.txt.
 MIN_DRIVER_VERSION = 580
-_DRIVER_QUERY = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
 COMPILER_INSTALL_COMMAND = "apt install build-essential python3-dev python3-venv (Debian, Ubuntu)"
 # {(hardware file, model.base): hardware file with the settings of that base}.
 BASE_HARDWARE = {("cpu", "smollm2"): "cpu-smollm2"}
@@ -31,15 +30,7 @@ def list_names() -> list[str]:
 
 def list_gpus() -> list[str]:
     """Return one line per GPU of the driver, such as "NVIDIA H200, 143771 MiB"."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    argv = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        return []
-    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+    return query_gpus("name,memory.total")
 
 
 def count_gpus() -> int:
@@ -71,11 +62,17 @@ def cpu_has_bfloat16() -> bool:
 
 def read_driver_version() -> str | None:
     """Return the version of NVIDIA's driver, None if nvidia-smi does not report it."""
+    return next(iter(query_gpus("driver_version")), None)
+
+
+def query_gpus(fields: str) -> list[str]:
+    """Return the line of each GPU by nvidia-smi, [] if that is missing or fails."""
+    argv = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        result = subprocess.run(_DRIVER_QUERY, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return next(iter(result.stdout.split()), None) if result.returncode == 0 else None
+        return []
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
 
 
 def driver_problem() -> str | None:

@@ -136,10 +136,8 @@ def find_recipe(name_or_path: str) -> Path:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if name_or_path in names:
         return RECIPES / f"{name_or_path}.yaml"
-    matches = get_close_matches(name_or_path, names, 1)
-    hint = f" Did you mean {matches[0]}?" if matches else ""
     raise RecipeError(
-        f"There is no recipe {name_or_path!r}.{hint}\n"
+        f"There is no recipe {name_or_path!r}.{_suggest(name_or_path, names)}\n"
         f"  recipes/ has: {', '.join(names)}; or give the path of a YAML file.",
         code="INS-R007",
     )
@@ -181,11 +179,15 @@ def _find_hardware_file(name: str) -> Path:
     names = hardware.list_names()
     if name in names:
         return hardware.HARDWARE_DIR / f"{name}.yaml"
-    matches = get_close_matches(name, names, 1)
-    hint = f" Did you mean {matches[0]}?" if matches else ""
     raise RecipeError(
-        f"There is no hardware {name!r}.{hint}\n  recipes/hardware/ has: {', '.join(names)}", code="INS-R009"
+        f"There is no hardware {name!r}.{_suggest(name, names)}\n  recipes/hardware/ has: {', '.join(names)}",
+        code="INS-R009",
     )
+
+
+def _suggest(name: str, names: Sequence[str]) -> str:
+    matches = get_close_matches(name, names, 1)
+    return f" Did you mean {matches[0]}?" if matches else ""
 
 
 def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:

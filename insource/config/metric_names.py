@@ -50,7 +50,7 @@ ROW_METRICS = {
 
 
 def select_metrics(kind: str, score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score, in display order.
+    """Return the main metrics of a score for console, W&B and model card, in display order.
 
     A metric may be missing in the score: reward_accuracy without a reference model, or a metric added after the run.
     """

@@ -13,7 +13,7 @@ both come from validation rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +34,15 @@ BETA, NUISANCE_GRID_SIZE = 1e-3, 17
 
 
 class Claim(Protocol):
-    """A claim about the scores of the rows that a threshold keeps."""
+    """A claim about the scores of the rows that a threshold keeps. The best score is 1."""
+
+    WORST_SCORE: ClassVar[float]
 
     def p_value(self, scores: Array) -> float:
         """Return the probability of scores as good as these, or better, if the claim is false."""
 
     def expected_moments(self, correct: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of scores, for these proportions of right answers."""
-
-    def padded_moments(self, scores: Array) -> tuple[float, float]:
-        """Return mean and standard deviation of scores, with one best and one worst score added.
-
-        The two scores keep a few equal scores from looking certain.
-        """
 
     def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         """Return the probability that this many kept rows show the claim at `alpha`, for each mean and deviation."""
@@ -59,6 +55,7 @@ class Claim(Protocol):
 class MeanAbove:
     """More than `target` of the kept answers are right, or the mean of scores in [0, 1] is above `target`."""
 
+    WORST_SCORE: ClassVar[float] = 0.0
     target: float
 
     def p_value(self, scores: Array) -> float:
@@ -74,10 +71,6 @@ class MeanAbove:
 
     def expected_moments(self, correct: Array) -> tuple[Array, Array]:
         return correct, np.sqrt(correct * (1 - correct))
-
-    def padded_moments(self, scores: Array) -> tuple[float, float]:
-        padded = np.append(scores, [0.0, 1.0])
-        return float(padded.mean()), float(padded.std())
 
     def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.stats import binom
@@ -97,6 +90,7 @@ class NonInferior:
     Scores are differences: 1 if only the first system is right, -1 if only the other is, else 0.
     """
 
+    WORST_SCORE: ClassVar[float] = -1.0
     margin: float
 
     def p_value(self, scores: Array) -> float:
@@ -109,10 +103,6 @@ class NonInferior:
     def expected_moments(self, correct: Array) -> tuple[Array, Array]:
         # The other system does not answer validation rows: assume the same proportion, independently.
         return np.zeros_like(correct), np.sqrt(2 * correct * (1 - correct))
-
-    def padded_moments(self, scores: Array) -> tuple[float, float]:
-        padded = np.append(scores, [-1.0, 1.0])
-        return float(padded.mean()), float(padded.std())
 
     def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.special import ndtr, ndtri
@@ -201,7 +191,9 @@ def estimate_required_rows(
     counts = [int(count) for count in count_kept(confidences, thresholds) if count >= MIN_KEPT_ROWS]
     if not counts:
         return None
-    mean, deviation = np.array([claim.padded_moments(ordered[:count]) for count in counts]).T
+    # One worst and one best score are added, so that a few equal scores do not look certain.
+    padded = [np.append(ordered[:count], [claim.WORST_SCORE, 1.0]) for count in counts]
+    mean, deviation = (np.array([moment(scores) for scores in padded]) for moment in (np.mean, np.std))
     shares = np.array(counts) / len(confidences)
     # The best of many thresholds is optimistic: half a standard error is subtracted.
     mean = mean - deviation / np.sqrt(counts) / 2

@@ -56,18 +56,9 @@ class PowerLawFit:
         """Return the error at a number of train rows."""
         return float(self.asymptote + self.scale * (size / self.largest_size) ** -self.exponent)
 
-    def compute_errors(self, size: float) -> Array:
-        """Return the error at a number of train rows, of each resample."""
-        errors: Array = self.asymptotes + self.scales * (size / self.largest_size) ** -self.exponents
-        return errors
-
     def compute_gain(self, size: float) -> float:
         """Return how much lower the error is at `size` than at the largest size."""
         return self.compute_error(self.largest_size) - self.compute_error(size)
-
-    def compute_gains(self, size: float) -> Array:
-        """Return the same of each resample."""
-        return self.compute_errors(self.largest_size) - self.compute_errors(size)
 
 
 def fit_power_law(

@@ -8,12 +8,12 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 
 
-def set_parent_death_signal(parent: int, number: int = signal.SIGKILL) -> None:
-    """Make the kernel send this process a signal when its parent process `parent` ends.
+def set_parent_death_signal(parent: int) -> None:
+    """Make the kernel kill this process when its parent process `parent` ends.
 
     Precisely, when the parent's thread that started this process ends. Linux only (prctl(2)).
     """
-    _set_parent_death_signal(ctypes.CDLL(None, use_errno=True).prctl, parent, number)
+    _set_parent_death_signal(ctypes.CDLL(None, use_errno=True).prctl, parent, signal.SIGKILL)
 
 
 def _set_parent_death_signal(prctl: Callable[[int, int], int], parent: int, number: int) -> None:

@@ -6,7 +6,6 @@ log file    answered  92/1,840    3 s so far, about 57 s left
             untuned   0/66  64 rows at token 12 of at most 336  61 s so far
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from insource.system.console_log import log_line
 
 ProgressUpdate = Callable[..., None]
 """The type of `advance(completed, note="")`."""
@@ -96,7 +97,7 @@ class _LogProgress:
                 self.estimated = remaining_seconds is not None
                 left = "" if remaining_seconds is None else f", about {format_duration(remaining_seconds)} left"
                 parts[-1] += f" so far{left}"
-            print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+            log_line("  ".join(filter(None, parts)))
 
     def _is_due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
         has_estimate = units >= MIN_UNITS_FOR_ETA or now - self.started_at >= MIN_SECONDS_FOR_ETA

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,21 +22,33 @@ def open_locked(path: Path, content: str) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
     except OSError as error:
-        raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}", code="INS-X002") from None
+        raise write_error(path, content, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise StageError(
-                f"{path}: {content} cannot be written: {error.strerror or error}", code="INS-X002"
-            ) from None
+            raise write_error(path, content, error) from None
         yield file
 
 
-def restrict_to_owner(file: BinaryIO) -> None:
-    """Set a file's mode to 0600, regardless of the umask. Raise OSError if that is not permitted."""
-    if os.fstat(file.fileno()).st_mode & 0o077:
-        os.fchmod(file.fileno(), 0o600)
+def write_error(path: Path | str, content: str, error: OSError) -> StageError:
+    """Return the error for a file that cannot be written. `content` names what it contains."""
+    return StageError(f"{path}: {content} cannot be written: {error.strerror or error}", code="INS-X002")
+
+
+def restrict_to_owner(file: BinaryIO, content: str) -> None:
+    """Set a file's mode to 0600, regardless of the umask. Raise StageError if that is not permitted."""
+    try:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            os.fchmod(file.fileno(), 0o600)
+    except OSError as error:
+        raise write_error(file.name, content, error) from None
+
+
+def append_lines(file: BinaryIO, lines: Sequence[Mapping[str, object]], content: str, flush: bool = True) -> None:
+    """Append JSON lines; with `flush` they are on disk afterwards. Raise StageError if one cannot be written."""
+    for number, line in enumerate(lines, 1):
+        append_line(file, line, content, flush and number == len(lines))
 
 
 def append_line(file: BinaryIO, line: Mapping[str, object], content: str, flush: bool = True) -> None:
@@ -50,9 +62,7 @@ def append_line(file: BinaryIO, line: Mapping[str, object], content: str, flush:
         data = separator + json.dumps(line, ensure_ascii=False).encode() + b"\n"
         append_only.append_bytes(file, data, flush)
     except OSError as error:
-        raise StageError(
-            f"{file.name}: {content} cannot be written: {error.strerror or error}", code="INS-X002"
-        ) from None
+        raise write_error(file.name, content, error) from None
 
 
 def read_lines(path: Path) -> Iterator[Any]:

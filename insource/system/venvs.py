@@ -6,7 +6,6 @@ They are installed once by pip and identified by a stamp.
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import venv
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 
 STAMP_FILE = "insource.json"
 
@@ -64,7 +64,7 @@ def _ensure_installed(folder: Path, expected: list[str], description: str, insta
     python, stamp = folder / "bin" / "python", folder / STAMP_FILE
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == expected:
         return python
-    print(f"setup     installing {description} into {folder}", file=sys.stderr, flush=True)
+    log_line(f"setup     installing {description} into {folder}")
     folder.parent.mkdir(exist_ok=True)
     (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     venv.create(folder, with_pip=True, clear=True)

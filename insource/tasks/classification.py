@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -25,6 +24,7 @@ from insource.tasks.source_record import SourceRecord, UnusableRowError, read_in
 from insource.tasks.task_kind import Objective
 from insource.text.labels import clean_label, display_label, find_label, label_identity
 
+NAME = "classification"
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, False
@@ -196,11 +196,6 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
         "accuracy": metric_stats.mean_metric(correct),
         "macro_f1": metric_stats.macro_f1_metric(expected, predicted, len(label_indices)),
     }
-
-
-def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score."""
-    return select_metrics("classification", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

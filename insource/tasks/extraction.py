@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -38,6 +37,7 @@ from insource.tasks.records.record_counts import Counts
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, to_text
 from insource.tasks.task_kind import Objective
 
+NAME = "extraction"
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "fields", "F1"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, False, False
@@ -87,12 +87,11 @@ def messages(spec: Spec, row_input: RowInput) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def canonical_record(task_or_spec: Task | Spec, values: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_record(spec: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the canonical record: all fields in the schema's order, clean texts, null for empty or missing values.
 
     Text becomes the field's type, which tables need. Raises ValueError with the field and the problem.
     """
-    spec = make_spec(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
     if unknown := [name for name in values if name not in spec.fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(spec.fields)}")
     record = {name: canonicalize(field, values.get(name)) for name, field in spec.fields.items()}
@@ -157,11 +156,11 @@ def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) 
     `redact` applies to the values too, because the model cannot copy redacted text from the input. Raises
     UnusableRowError if the record does not fit the schema.
     """
-    spec = make_spec(recipe.task, {})
+    redacted = json_fields.map_scalars(
+        parse_record(target), lambda scalar: redact(scalar) if isinstance(scalar, str) else scalar
+    )
     try:
-        record = canonical_record(
-            spec, {name: _redact_values(value, redact) for name, value in parse_record(target).items()}
-        )
+        record = canonical_record(make_spec(recipe.task, {}), redacted)
     except ValueError as error:
         raise UnusableRowError("bad_record", str(error)) from None
     return canonical_json(record)
@@ -189,8 +188,7 @@ def parse_target(text: str) -> dict[str, Any]:
 
 def equality_key(text: str, recipe: Recipe) -> str:
     """Return a key that equal targets share: the values after the normalizers, lists sorted unless `ordered`."""
-    spec = make_spec(recipe.task, {})
-    return record_equality_key(spec, json.loads(text))
+    return record_equality_key(make_spec(recipe.task, {}), json.loads(text))
 
 
 def record_equality_key(spec: Spec, target: Mapping[str, Any]) -> str:
@@ -308,22 +306,9 @@ def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) 
     }
 
 
-def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score."""
-    return select_metrics("extraction", score)
-
-
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return the fields with their F1, lowest first."""
     return sorted(((name, entry["f1"]) for name, entry in score["per_field"].items()), key=lambda entry: entry[1])
-
-
-def _redact_values(value: Any, redact: Callable[[str], str]) -> Any:
-    if isinstance(value, list):
-        return [_redact_values(entry, redact) for entry in value]
-    if isinstance(value, dict):
-        return {name: _redact_values(entry, redact) for name, entry in value.items()}
-    return redact(value) if isinstance(value, str) else value
 
 
 def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from insource.config.metric_names import METRICS, select_metrics
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -26,6 +26,7 @@ from insource.tasks.task_kind import Objective
 from insource.tasks.words import split_words
 from insource.text.text_keys import clean, duplicate_key
 
+NAME = "generation"
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "ROUGE-L"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
@@ -175,7 +176,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
     problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return {
         "n": len(targets),
-        **{name: _mean([row[name] for row in scores]) for name in METRICS["generation"]},
+        **{name: _mean([row[name] for row in scores]) for name in METRICS[NAME]},
         "length_ratio": _mean(ratios),
         "invalid": dict(sorted(problems.items())),
         "per_part": _score_by_length(targets, [row["rouge_l"] for row in scores]),
@@ -185,12 +186,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
 def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     """Return rouge_l, chrf and exact_match as sums over rows."""
     scores = score_rows(spec, targets, answers)
-    return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in METRICS["generation"]}
-
-
-def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score."""
-    return select_metrics("generation", score)
+    return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in METRICS[NAME]}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -29,6 +28,7 @@ from insource.tasks.source_record import SourceRecord, UnusableRowError, parse_l
 from insource.tasks.task_kind import Objective
 from insource.text.labels import clean_label, find_label
 
+NAME = "multilabel"
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
@@ -264,11 +264,6 @@ def compute_metric_stats(
         "macro_f1": metric_stats.multilabel_macro_f1_metric(expected, predicted, len(label_indices)),
         "exact_match": metric_stats.mean_metric(exact),
     }
-
-
-def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score."""
-    return select_metrics("multilabel", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

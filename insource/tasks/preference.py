@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from insource.config.errors import RecipeError
-from insource.config.metric_names import METRICS, select_metrics
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
@@ -31,6 +31,7 @@ from insource.tasks.source_record import SourceRecord, UnusableRowError, clean_a
 from insource.tasks.task_kind import Objective
 from insource.text.text_keys import clean
 
+NAME = "preference"
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "preference accuracy"
 OBJECTIVE: Objective = "prefer"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
@@ -234,13 +235,8 @@ def compute_metric_stats(
 ) -> dict[str, MetricStats]:
     """Return preference_accuracy as sums over rows, and reward_accuracy if the answers have a reward."""
     scores = score_rows(spec, targets, answers)
-    names = [name for name in METRICS["preference"] if name != "reward_accuracy" or _differs_from_reference(answers)]
+    names = [name for name in METRICS[NAME] if name != "reward_accuracy" or _differs_from_reference(answers)]
     return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in names}
-
-
-def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the main metrics of a score."""
-    return select_metrics("preference", score)
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

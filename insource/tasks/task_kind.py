@@ -34,6 +34,8 @@ Objective = Literal["imitate", "prefer"]
 class TaskKind(Protocol):
     """Constants and functions of a task module."""
 
+    NAME: str
+    """Task.task_name: the module's key in TASKS, and in METRICS of insource/config/metric_names.py."""
     BREAKDOWN_NAME: str
     """The name of the parts in lowest_scoring, for reports: labels, fields, groups of rows."""
     BREAKDOWN_METRIC: str
@@ -110,9 +112,6 @@ class TaskKind(Protocol):
         self, spec: Any, targets: Sequence[Any], answers: Sequence[ParsedAnswer]
     ) -> dict[str, MetricStats]:
         """Return {metric: sums over rows}, from which any resample can be computed."""
-
-    def main_metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
-        """Return the main metrics of a score for console, W&B and model card. config.metric_names lists them."""
 
     def lowest_scoring(self, score: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Return (name, metric) of each part of a score, lowest first. See BREAKDOWN_NAME and BREAKDOWN_METRIC."""

@@ -18,7 +18,7 @@ from insource.config.schema.compare import LINEAR, TUNED, UNTUNED_BASE
 from insource.system import atomic_files
 from insource.tasks import metric_label
 from insource.tracking import folder_ownership, run
-from insource.tracking.wandb_logging import is_logged_in
+from insource.tracking.wandb_logging import is_online
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main() -> int:
     loaded = folder_ownership.resolve_name(load(arguments.recipe, arguments.set, arguments.hardware), runs)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     wandb = loaded.recipe.tracking.wandb
-    if wandb.mode == "online" or (wandb.mode == "auto" and is_logged_in()):
+    if is_online(loaded.recipe):
         if not arguments.dry_run:
             workspace = build_workspace(loaded.recipe, loaded.name)
             workspace.save()

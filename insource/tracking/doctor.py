@@ -93,12 +93,12 @@ def describe_serving(versions: dict[str, str], hardware_name: str) -> str:
     return "no vLLM is installed: `make setup`"
 
 
-def is_hub_reachable(seconds: float = 2.0) -> bool:
+def is_hub_reachable() -> bool:
     """Return whether the model hub accepts connections. HF_HUB_OFFLINE counts as unreachable."""
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return False
     try:
-        socket.create_connection(HUB_ADDRESS, timeout=seconds).close()
+        socket.create_connection(HUB_ADDRESS, timeout=2).close()
     except OSError:
         return False
     return True

@@ -27,6 +27,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.system.timestamps import utc_timestamp
 from insource.tracking import folder_ownership
 from insource.tracking.manifest import SCHEMA_VERSION, Manifest, StageRecord, StageState
@@ -162,10 +163,7 @@ def create(
 
 def find_by_digest(parent: Path, digest: str) -> list[Run]:
     """Return the runs with this digest below `runs/<recipe>`, newest first."""
-    folders = sorted(
-        (path.parent for path in parent.glob("*/manifest.json") if not path.parent.is_symlink()), reverse=True
-    )
-    return [run for run in map(Run, folders) if run.manifest.digest == digest]
+    return [run for run in map(Run, reversed(_list_folders(parent))) if run.manifest.digest == digest]
 
 
 def find(parent: Path, run_id: str | None) -> Run:
@@ -181,9 +179,14 @@ def find(parent: Path, run_id: str | None) -> Run:
         raise RecipeError(
             f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one", code="INS-R013"
         )
-    names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
-    available = f"there are {', '.join(names)}" if names else "there are none"
+    names = ", ".join(folder.name for folder in _list_folders(parent))
+    available = f"there are {names}" if names else "there are none"
     raise RecipeError(f"RUN={run_id}: no such run below {parent}; {available}", code="INS-R013")
+
+
+def _list_folders(parent: Path) -> list[Path]:
+    """Return the run folders below `runs/<recipe>`, oldest first, without the link `latest`."""
+    return sorted(path.parent for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
 
 
 def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Run]:
@@ -244,7 +247,7 @@ def record_stage(run: Run, stage: str) -> Iterator[None]:
             end_stage(run, stage, state, str(error) or type(error).__name__)
         except OSError as write_error:
             message = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {write_error.strerror}"
-            print(f"manifest  {message}", file=sys.stderr, flush=True)
+            log_line(f"manifest  {message}")
         raise
 
 

@@ -7,15 +7,12 @@ With `privacy.data_may_leave: false` no text of the data, no label and no answer
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from insource.config.recipe import Recipe
 from insource.tracking import wandb_logging
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import Disagreement, Scores
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 MAX_DISAGREEMENTS = 100
 
@@ -40,7 +37,7 @@ def log_comparison(run: Run, recipe: Recipe, scores: Scores, disagreements: Sequ
     wandb_run.finish()
 
 
-def build_config(scores: Scores) -> "dict[str, PretrainedConfig]":
+def build_config(scores: Scores) -> dict[str, object]:
     """Return the configuration of the W&B run: the plan, the training run's id and the hardware."""
     plan = {f"plan.{name}": value for name, value in (scores.plan.to_json() if scores.plan else {}).items()}
     return {"of_run": scores.run_id, "hardware": scores.hardware, **plan}

@@ -17,15 +17,15 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from insource.config.recipe import Recipe
+from insource.system.console_log import log_line
 from insource.tracking import metrics
 from insource.tracking.run import Run
 
 if TYPE_CHECKING:
     import wandb
-    from transformers import PretrainedConfig
 
 # Sections and keys of the recipe that may be in a run's configuration. No path, no host, no text of the data.
 LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ MAX_CONFUSIONS = 500
 MAX_PREDICTIONS = 100
 
 
-def build_config(recipe: Recipe, base_name: str) -> "dict[str, PretrainedConfig]":
+def build_config(recipe: Recipe, base_name: str) -> dict[str, object]:
     """Return the part of the recipe that may be sent.
 
     An empty tuple in LOGGED_CONFIG_KEYS permits the complete section. A base in a local folder is sent by its name
@@ -75,15 +75,11 @@ def init_run(run: Run, recipe: Recipe, settings: Mapping[str, object], job: str 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    mode = tracking.mode
-    if mode == "auto":
-        mode = "online" if is_logged_in() else "offline"
+    mode: Literal["online", "offline"] = "online" if is_online(recipe) else "offline"
     name = run.id if job == "train" else f"{run.id}-{job}"
     if mode == "online" and recipe.privacy.data_may_leave:
         contents = "rows of the data, with labels and answers, and the adapter"
-        print(
-            f"W&B       {tracking.project} gets {contents} (privacy.data_may_leave: true)", file=sys.stderr, flush=True
-        )
+        log_line(f"W&B       {tracking.project} gets {contents} (privacy.data_may_leave: true)")
     if mode == "offline":
         for stale_folder in (run.folder / "wandb").glob(f"offline-run-*-{name}"):
             shutil.rmtree(stale_folder)
@@ -111,6 +107,12 @@ def init_run(run: Run, recipe: Recipe, settings: Mapping[str, object], job: str 
     )
     wandb_run.define_metric("*", step_metric="step")
     return wandb_run
+
+
+def is_online(recipe: Recipe) -> bool:
+    """Return whether runs of a recipe are sent to W&B at once: mode online, or auto on a machine that is logged in."""
+    mode = recipe.tracking.wandb.mode
+    return mode == "online" or (mode == "auto" and is_logged_in())
 
 
 def is_logged_in() -> bool:
@@ -222,8 +224,7 @@ def finish_run(
 def set_production_alias(run: Run, recipe: Recipe) -> None:
     """Move the alias `production` to the adapter of a run, if W&B is online and has that adapter."""
     tracking = recipe.tracking.wandb
-    online = tracking.mode == "online" or (tracking.mode == "auto" and is_logged_in())
-    if not online or not recipe.privacy.data_may_leave:
+    if not is_online(recipe) or not recipe.privacy.data_may_leave:
         return
     import wandb
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from deploy.answers import label_scores, local_model
 from deploy.answers.local_model import EngineConnection, EngineRequestError
@@ -25,13 +25,12 @@ from insource.config.hosts import is_loopback, parse_host
 from insource.config.recipe import Recipe
 from predict.prediction import ANSWERED_LOCALLY, NO_ANSWER_CODE, Prediction
 from predict.rows.inputs import InputRow
+from serve.vllm import client
 from serve.vllm.launch_plan import API_KEY_VARIABLE
 
 MAX_ATTEMPTS = 6
 ANSWER_TIMEOUT_SECONDS = 600.0
 """An answer may wait for all other requests in flight."""
-KEEPALIVE_SECONDS = 2.0
-"""uvicorn closes connections that were idle for 5 s."""
 CONFIDENT_REASON = "confident"
 RETRY_STATUS = (408, 429, *range(500, 600))
 """Statuses after which another attempt may succeed."""
@@ -71,13 +70,7 @@ def check_server_allowed(recipe: Recipe, base_url: str) -> None:
 
 def open_session(origin: str, max_concurrency: int) -> ClientSession:
     """Return a session with a server, to be used as a context; the API key is that of the environment."""
-    key = os.environ.get(API_KEY_VARIABLE)
-    return ClientSession(
-        origin,
-        connector=TCPConnector(limit=max_concurrency, keepalive_timeout=KEEPALIVE_SECONDS),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_TIMEOUT_SECONDS),
-    )
+    return client.open_url_session(origin, os.environ.get(API_KEY_VARIABLE), max_concurrency, ANSWER_TIMEOUT_SECONDS)
 
 
 def server_origin(base_url: str) -> str:

@@ -97,9 +97,8 @@ async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) ->
 async def _find_answer_mismatch(
     session: ClientSession, adapter: ServedModel, variant: str | None, serve: Serve
 ) -> str | None:
-    references = reference_check.load_references(adapter.run.references_path)
-    answers = await reference_check.query_references(session, references, adapter.prompt, adapter.name)
-    agreement = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
+    rounding = launch_plan.rounding_tolerance(adapter, serve)
+    agreement = await reference_check.measure_agreement(session, adapter, adapter.name, rounding)
     # A server that does not report its variant may serve any of them.
     possible_variants = [variant] if variant else launch_plan.available_variants(adapter.run, adapter.recipe)
     may_be_quantized = any("quantized" in possible_variant for possible_variant in possible_variants)

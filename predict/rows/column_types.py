@@ -6,14 +6,11 @@ out  id: double, tags: list<string>, note: string ("x", "3": values without a co
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from insource.tasks.task_kind import TaskKind
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MAX_FIELDS = 256
 """Maximum fields of an object. A larger one has data as keys, and is written as JSON."""
@@ -39,7 +36,7 @@ class ColumnTypes:
             if with_types and previous is not None:
                 self._types[name] = _merge_types(previous, [row.get(name) for row in rows])
 
-    def arrow_type(self, name: str) -> "pa.DataType":
+    def arrow_type(self, name: str) -> pa.DataType:
         """Return the Arrow type of a column."""
         arrow_type = self._types[name]
         return pa.string() if arrow_type is None else _resolve_nulls(arrow_type)
@@ -61,7 +58,7 @@ def _merge_types(previous: object, values: list[object]) -> object:
     return merged if 0 <= _count_fields(merged) <= MAX_FIELDS else None
 
 
-def _count_fields(arrow_type: "pa.DataType") -> int:
+def _count_fields(arrow_type: pa.DataType) -> int:
     """Return the number of values that a type holds.
 
     It is negative for an object without fields, which Parquet cannot store.
@@ -72,7 +69,7 @@ def _count_fields(arrow_type: "pa.DataType") -> int:
     return sum(child_counts) if child_counts else 1
 
 
-def _resolve_nulls(arrow_type: "pa.DataType") -> object:
+def _resolve_nulls(arrow_type: pa.DataType) -> object:
     """Return the type with string in place of every null type, which means that no value was seen."""
     if pa.types.is_null(arrow_type):
         return pa.string()
@@ -84,7 +81,7 @@ def _resolve_nulls(arrow_type: "pa.DataType") -> object:
     return arrow_type
 
 
-def to_arrow_array(values: Sequence[object], arrow_type: "pa.DataType") -> Any:
+def to_arrow_array(values: Sequence[object], arrow_type: pa.DataType) -> Any:
     """Return values as an Arrow array of a type that fits all of them."""
     try:
         return pa.array(values, arrow_type)
@@ -92,7 +89,7 @@ def to_arrow_array(values: Sequence[object], arrow_type: "pa.DataType") -> Any:
         return pa.array([_convert_to_floats(value, arrow_type) for value in values], arrow_type)
 
 
-def _convert_to_floats(value: Any, arrow_type: "pa.DataType") -> object:
+def _convert_to_floats(value: Any, arrow_type: pa.DataType) -> object:
     if value is None:
         return None
     if pa.types.is_floating(arrow_type):

@@ -217,8 +217,7 @@ def iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[li
 
 def _open_chunks(file: SourceFile, source: Source, recipe: Recipe) -> tuple[FileInfo, Iterator[list[SourceRow]]]:
     """Return what the reader detected in a file, and its rows in chunks."""
-    columns = list(input_columns(recipe).values())
-    columns = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
+    columns = dotted_paths.add_roots(input_columns(recipe).values())
     info, rows = read.read(file, source, columns)
     return info, limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
 

@@ -8,7 +8,6 @@ Write parity.json and parity.md into the run folder. The exit code is 3 if the s
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from insource.backends.types import StructuredOutput
@@ -23,7 +22,7 @@ from serve.vllm import launch_plan, lifecycle
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess, free_port
 
-CONCURRENCIES = (1, 64)
+CONCURRENCY = 64
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class ParityRun:
 
     result: ParityResult
     start_seconds: float
-    concurrency_variation: Sequence[dict[str, object]]
-    """One record for each other concurrency: the number of answers that change when the rows are sent again."""
+    concurrency_variation: dict[str, object] | None
+    """How many answers change when the rows are sent concurrently; None if it was not measured."""
 
 
 def main() -> int:
@@ -82,7 +81,7 @@ def run_all(
         "passed": not failures,
         "failures": failures,
         "start_seconds": {parity_run.result.variant: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
-        "repeated": [variation for parity_run in parity_runs for variation in parity_run.concurrency_variation],
+        "repeated": [variation for parity_run in parity_runs if (variation := parity_run.concurrency_variation)],
         "forms": [result.to_json(serve.parity) for result in results],
     }
     atomic_files.write_json(training_run.folder / "parity.json", report)
@@ -109,52 +108,38 @@ def run_all(
 def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     """Return the parity of one variant, served by its own vLLM on a free port of this machine.
 
-    For the variant that the recipe serves (`full`) other constraints, no constraint and other concurrencies are
+    For the variant that the recipe serves (`full`) other constraints, no constraint and concurrent requests are
     measured too.
     """
     address = Address("127.0.0.1", free_port())
-    vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log_path(served))
+    log = served.run.folder / f"parity-{served.variant.replace('/', '-')}.log"
+    vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log)
     with lifecycle.stop_on_exit(vllm):
         seconds = lifecycle.start_and_wait(vllm)
         probe = check.load_probe(served, serve.parity.rows, serve)
         modes = check.list_constraint_modes(probe, serve)
         result = check.run_parity(probe, address, None, modes if full else modes[:1])
         print(
-            f"parity    {served.variant}: {report_text.console_lines(served.name, result)[0]}",
-            file=sys.stderr,
-            flush=True,
+            f"parity    {served.variant}: {report_text.console_line(served.name, result)}", file=sys.stderr, flush=True
         )
-        variation = measure_concurrency_variation(probe, address, modes[0]) if full else []
+        variation = measure_concurrency_variation(probe, address, modes[0]) if full else None
     return ParityRun(result, seconds, variation)
 
 
-def measure_concurrency_variation(
-    probe: ParityProbe, address: Address, mode: StructuredOutput
-) -> list[dict[str, object]]:
-    """Return for each concurrency how many answers differ from those of sequential requests."""
+def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: StructuredOutput) -> dict[str, object]:
+    """Return how many answers to concurrent requests differ from those to sequential requests."""
     probe = probe.head(check.SECONDARY_ROWS)
-    answers = {
-        concurrency: [
-            completion.output
-            for completion in check.query_rows(probe, check.build_backend(probe, address, None, mode, concurrency))
-        ]
-        for concurrency in CONCURRENCIES
+    sequential, concurrent = (
+        check.query_rows(probe, check.build_backend(probe, address, None, mode, concurrency))
+        for concurrency in (1, CONCURRENCY)
+    )
+    n_different = sum(a.output != b.output for a, b in zip(sequential, concurrent, strict=True))
+    return {
+        "which": probe.served.variant,
+        "concurrency": CONCURRENCY,
+        "n": len(sequential),
+        "differ": n_different,
     }
-    sequential = answers[CONCURRENCIES[0]]
-    return [
-        {
-            "which": probe.served.variant,
-            "concurrency": concurrency,
-            "n": len(sequential),
-            "differ": sum(a != b for a, b in zip(sequential, answers[concurrency], strict=True)),
-        }
-        for concurrency in CONCURRENCIES[1:]
-    ]
-
-
-def log_path(served: ServedModel) -> Path:
-    """Return the path of the log of a variant's server."""
-    return served.run.folder / f"parity-{served.variant.replace('/', '-')}.log"
 
 
 if __name__ == "__main__":

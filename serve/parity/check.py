@@ -242,12 +242,7 @@ def run_parity(
     `modes` are the output constraints, the deciding one first. `cached` are the server's answers under that constraint,
     if they exist already. Raise StageError if a request has no answer.
     """
-    prompt_ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
-    mismatches = [
-        (reference.id, reference.prompt_ids, actual)
-        for reference, actual in zip(probe.training_references, prompt_ids, strict=True)
-        if reference.prompt_ids != actual
-    ]
+    n_mismatches, first_mismatch = asyncio.run(_compare_prompts(probe, address, api_key))
     primary_replies = (
         cached if cached is not None else query_rows(probe, build_backend(probe, address, api_key, modes[0]))
     )
@@ -257,18 +252,35 @@ def run_parity(
         validity[mode] = _compute_validity(subset, query_rows(subset, build_backend(subset, address, api_key, mode)))
     return ParityResult(
         variant=probe.served.variant,
-        n=len(prompt_ids),
-        prompt_ids_equal=1 - len(mismatches) / len(prompt_ids),
-        first_prompt_mismatch=mismatches[0][0] if mismatches else None,
-        first_difference=(
-            reference_check.find_token_difference(probe.served, probe.served.name, address, api_key, *mismatches[0][1:])
-            if mismatches
-            else None
-        ),
+        n=len(probe.rows),
+        prompt_ids_equal=1 - n_mismatches / len(probe.rows),
+        first_prompt_mismatch=first_mismatch[0] if first_mismatch else None,
+        first_difference=first_mismatch[1] if first_mismatch else None,
         same_weights=_compare_answers(probe, primary_replies) if probe.same_weights else None,
         score_difference=_compute_score_difference(probe, primary_replies),
         validity=validity,
     )
+
+
+async def _compare_prompts(
+    probe: ParityProbe, address: Address, api_key: str | None
+) -> tuple[int, tuple[str, str] | None]:
+    """Return how many prompts the server reads otherwise than training did; row id and difference of the first."""
+    served = probe.served
+    async with client.open_session(address, api_key) as session:
+        prompt_ids = await client.fetch_prompt_ids(session, served.name, build_conversations(probe))
+        mismatches = [
+            (reference, actual)
+            for reference, actual in zip(probe.training_references, prompt_ids, strict=True)
+            if reference.prompt_ids != actual
+        ]
+        if not mismatches:
+            return 0, None
+        first, actual = mismatches[0]
+        difference = await reference_check.describe_token_difference(
+            session, served, served.name, first.prompt_ids, actual
+        )
+    return len(mismatches), (first.id, difference)
 
 
 def build_backend(

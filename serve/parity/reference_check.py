@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from insource.config.errors import StageError
+from insource.system.daemon_thread import run_in_thread
 from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.reference_row import ReferenceRow, read_references
 from serve.vllm import client
 from serve.vllm.launch_plan import MAX_ROUNDING_FRACTION, ServedModel
-from serve.vllm.server_process import Address
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -27,31 +26,23 @@ MIN_AGREEMENT_OTHER_WEIGHTS = 0.5
 CONTEXT_TOKENS = 12
 
 
-def measure_agreement(
-    served: ServedModel, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0
-) -> float:
+async def measure_agreement(session: "ClientSession", served: ServedModel, name: str, rounding: float) -> float:
     """Return the fraction of an adapter's first reference answers that the server gives under `name`.
 
     A different answer counts as equal if its margin is below `rounding` (`launch_plan.rounding_tolerance`), unless
     there are too many for rounding. Raise StageError if the server rejects a request.
     """
-    references = load_references(served.run.references_path)
-    answers = asyncio.run(_query(references, served.prompt, name, address, api_key))
-    return compute_agreement(references, answers, rounding)
-
-
-def compute_agreement(references: Sequence[ReferenceRow], answers: Sequence[str], rounding: float) -> float:
-    """Return the fraction of answers that equal their reference.
-
-    A different answer counts as equal if its margin is below `rounding`, unless there are too many for rounding.
-    """
+    references, prompt = await run_in_thread(_load_references, served.run.references_path), served.prompt
+    answers = await asyncio.gather(
+        *(_query_prompt(session, reference.prompt_ids, prompt, name) for reference in references)
+    )
     differing = [reference for reference, answer in zip(references, answers, strict=True) if answer != reference.answer]
     close = [reference for reference in differing if reference.margin is not None and reference.margin < rounding]
     excused = len(close) if len(close) <= MAX_ROUNDING_FRACTION * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
 
 
-def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_key: str | None = None) -> str | None:
+async def find_prompt_mismatch(session: "ClientSession", served: ServedModel, name: str) -> str | None:
     """Return where the server's token ids of the messages in prompt.json differ from those in training, None if equal.
 
     Adapters of an earlier version of this project have no ids to compare and return None. Raise StageError if the
@@ -60,25 +51,8 @@ def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_k
     expected = served.prompt.prompt_ids
     if expected is None:
         return None
-    (actual,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt.messages]))
-    return find_token_difference(served, name, address, api_key, expected, actual)
-
-
-def find_token_difference(
-    served: ServedModel,
-    name: str,
-    address: Address,
-    api_key: str | None,
-    expected: Sequence[int],
-    actual: Sequence[int],
-) -> str | None:
-    """Return the first difference of two prompts as text of both sides, None for equal ones."""
-
-    async def describe() -> str:
-        async with client.open_session(address, api_key) as session:
-            return await describe_token_difference(session, served, name, expected, actual)
-
-    return asyncio.run(describe()) if list(expected) != list(actual) else None
+    (actual,) = await client.fetch_prompt_ids(session, name, [served.prompt.messages])
+    return None if actual == expected else await describe_token_difference(session, served, name, expected, actual)
 
 
 async def describe_token_difference(
@@ -89,7 +63,7 @@ async def describe_token_difference(
 
     shared_length = chat_template.shared_prefix_length([list(expected), list(actual)])
     window = slice(max(0, shared_length - CONTEXT_TOKENS), shared_length + CONTEXT_TOKENS)
-    tokenizer = await asyncio.to_thread(chat_template.load_saved_tokenizer, str(served.folder))
+    tokenizer = await run_in_thread(chat_template.load_saved_tokenizer, str(served.folder))
     trained_text = tokenizer.decode(list(expected[window]))
     server_text = await client.detokenize(session, name, actual[window])
     return (
@@ -98,34 +72,12 @@ async def describe_token_difference(
     )
 
 
-def load_references(path: Path) -> list[ReferenceRow]:
-    """Return the first REFERENCE_ROWS reference answers."""
+def _load_references(path: Path) -> list[ReferenceRow]:
     return list(itertools.islice(read_references(path), REFERENCE_ROWS))
-
-
-async def _query(
-    references: Sequence[ReferenceRow], prompt: PromptSpec, name: str, address: Address, api_key: str | None
-) -> list[str]:
-    async with client.open_session(address, api_key) as session:
-        return await query_references(session, references, prompt, name)
-
-
-async def query_references(
-    session: "ClientSession", references: Sequence[ReferenceRow], prompt: PromptSpec, name: str
-) -> list[str]:
-    """Return the server's answers to the prompts of reference answers. Raise StageError if it rejects one."""
-    return await asyncio.gather(
-        *(_query_prompt(session, reference.prompt_ids, prompt, name) for reference in references)
-    )
 
 
 async def _query_prompt(session: "ClientSession", prompt_ids: list[int], prompt: PromptSpec, name: str) -> str:
     body: dict[str, object] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt.max_answer_tokens}
     if prompt.grammar:
         body["structured_outputs"] = {"grammar": prompt.grammar}
-    async with session.post("/v1/completions", json=body) as response:
-        if response.status != 200:
-            raise StageError(
-                f"/v1/completions answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
-            )
-        return str((await response.json())["choices"][0]["text"])
+    return str((await client.post_json(session, "/v1/completions", body))["choices"][0]["text"])

@@ -1,4 +1,4 @@
-"""Text of parity results: lines for the terminal, and the tables of parity.md."""
+"""Text of parity results: a line for the terminal, and the tables of parity.md."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from serve.parity.check import ParityResult, SameWeightsAgreement
 _MAX_MISMATCHES = 5
 
 
-def console_lines(name: str, result: ParityResult) -> list[str]:
-    """Return the parity of one served model as lines for the terminal."""
+def console_line(name: str, result: ParityResult) -> str:
+    """Return the parity of one served model as a line for the terminal."""
     score, difference = result.score_difference, result.score_difference.difference
     parts = [f"{name}: {result.prompt_ids_equal:.1%} of {result.n} prompts read as trained"]
     if result.same_weights:
@@ -24,7 +24,7 @@ def console_lines(name: str, result: ParityResult) -> list[str]:
         f"{metric_label(score.metric)} {score.value:.1%}, trained weights {score.trained:.1%} "
         f"(difference {difference.delta:+.1%}, 95% interval {difference.low:+.1%} to {difference.high:+.1%})"
     )
-    return ["; ".join(parts)]
+    return "; ".join(parts)
 
 
 def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[ParityResult], parity: Parity) -> str:

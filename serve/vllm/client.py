@@ -38,17 +38,17 @@ def open_session(
 
     `read_seconds` is the longest time without data from the server; None: no limit.
     """
-    return _open_session(client_url(address), address.socket, api_key, max_connections, read_seconds)
+    return open_url_session(client_url(address), api_key, max_connections, read_seconds, address.socket)
 
 
-def open_url_session(url: str, api_key: str | None, max_connections: int) -> "ClientSession":
-    """Return a client session with a server on any machine, to be closed by the caller."""
-    return _open_session(url, None, api_key, max_connections, None)
-
-
-def _open_session(
-    url: str, socket: Path | None, api_key: str | None, max_connections: int, read_seconds: float | None
+def open_url_session(
+    url: str,
+    api_key: str | None,
+    max_connections: int,
+    read_seconds: float | None = None,
+    socket: Path | None = None,
 ) -> "ClientSession":
+    """Return a client session with a server on any machine; see `open_session`. `socket` is its Unix socket."""
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
 
     pool: Any = {"limit": max_connections, "keepalive_timeout": _IDLE_SECONDS}
@@ -58,30 +58,26 @@ def _open_session(
     return ClientSession(url, connector=connector, headers=headers, timeout=timeout)
 
 
+async def post_json(session: "ClientSession", path: str, body: Mapping[str, object]) -> Any:
+    """Return the JSON answer to a request. Raise StageError if the server rejects it."""
+    async with session.post(path, json=body) as response:
+        if response.status != 200:
+            raise StageError(f"{path} answers {response.status}: {(await response.text())[:300]}", code="INS-E009")
+        return await response.json()
+
+
 async def fetch_prompt_ids(
-    address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
+    session: "ClientSession", model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
     """Return the token ids that the server reads for each conversation. Raise StageError if it rejects one."""
-    async with open_session(address, api_key) as session:
-
-        async def tokenize(messages: Sequence[Mapping[str, str]]) -> list[int]:
-            body = {"model": model, "messages": list(messages)}
-            async with session.post("/tokenize", json=body) as response:
-                if response.status != 200:
-                    raise StageError(
-                        f"/tokenize answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
-                    )
-                return (await response.json())["tokens"]  # type: ignore[no-any-return]
-
-        return await asyncio.gather(*map(tokenize, conversations))
+    bodies = [{"model": model, "messages": list(messages)} for messages in conversations]
+    payloads = await asyncio.gather(*(post_json(session, "/tokenize", body) for body in bodies))
+    return [payload["tokens"] for payload in payloads]
 
 
 async def detokenize(session: "ClientSession", model: str, ids: Sequence[int]) -> str:
     """Return the text of token ids by the server's tokenizer. Raise StageError if it rejects them."""
-    async with session.post("/detokenize", json={"model": model, "tokens": list(ids)}) as response:
-        if response.status != 200:
-            raise StageError(f"/detokenize answers {response.status}: {(await response.text())[:300]}", code="INS-E009")
-        return str((await response.json())["prompt"])
+    return str((await post_json(session, "/detokenize", {"model": model, "tokens": list(ids)}))["prompt"])
 
 
 async def load_adapter(session: "ClientSession", name: str, folder: str) -> None:

@@ -4,10 +4,12 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from insource.config.errors import StageError
 from serve.vllm import launch_plan, server_process
 from serve.vllm.server_process import Address, VllmProcess
 
@@ -54,6 +56,20 @@ def wait_until_ready(vllm: VllmProcess) -> float:
         seconds = vllm.wait_ready(show)
     print(f"vllm      {vllm.plan.name} up after {seconds:.0f} s", file=sys.stderr, flush=True)
     return seconds
+
+
+def record_failure(failures: list[float], reason: str) -> None:
+    """Add a failure of vLLM, with this reason, to the times of earlier ones (time.monotonic).
+
+    Raise StageError if there are more than MAX_RESTARTS in RESTART_WINDOW_SECONDS.
+    """
+    now = time.monotonic()
+    failures[:] = [*(failed_at for failed_at in failures if failed_at > now - RESTART_WINDOW_SECONDS), now]
+    if len(failures) > MAX_RESTARTS:
+        raise StageError(
+            f"vLLM has failed {len(failures)} times within {RESTART_WINDOW_SECONDS / 60:.0f} minutes: {reason}",
+            code="INS-E006",
+        )
 
 
 class Stoppable(Protocol):

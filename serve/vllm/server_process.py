@@ -179,6 +179,7 @@ class VllmProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_lock = threading.Lock()
         self._started_at = 0.0
+        self._dead_children: set[int] = set()
 
     def start(self) -> None:
         """Start the process.
@@ -189,7 +190,7 @@ class VllmProcess:
         """
         if self.address.socket is None:
             check_port_free(self.address.host, self.address.port)
-        self._started_at = time.monotonic()
+        self._started_at, self._dead_children = time.monotonic(), set()
         with self.log.open("wb") as log:
             argv = vllm_command(self.plan, self.address, self._api_key is not None)
             self._process = _spawn(argv, vllm_environment(self.plan, self._api_key), log)
@@ -225,6 +226,17 @@ class VllmProcess:
         """Return whether the process runs. Thread-safe, also while another thread stops it."""
         process = self._process
         return process is not None and process.poll() is None
+
+    def find_death(self) -> str | None:
+        """Return why the server has to be restarted because a process ended, None if all run. Call it repeatedly."""
+        if not self.is_alive():
+            return f"died, {self.failure_message()}"
+        # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive calls has
+        # died.
+        previous, self._dead_children = self._dead_children, find_dead_children(self.pid)
+        if previous & self._dead_children:
+            return f"died, a process that it started has ended, {self.failure_message()}"
+        return None
 
     def failure_message(self) -> str:
         """Return the errors in the server's log and the path of the log."""

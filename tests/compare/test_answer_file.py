@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compare.analysis import system_scores
+from compare.eval_dataset import EvalDataset
 from compare.records import System, SystemResponses
 from compare.scoring import predictions
 from compare.systems import answer_file
@@ -21,6 +22,7 @@ from insource.backends import pricing
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
 from insource.tasks import TASKS, classification
+from insource.tracking.prompt_spec import PromptSpec
 from tests.helpers.errors import raises_error
 
 LABELS = ("delivery_delay", "refund_status", "réclamation")
@@ -31,11 +33,9 @@ ONE = '{"id": "r0", "output": "delivery_delay"'
 
 def material(targets: dict[str, Any] = TARGETS, kind: str = "classification", spec: Any = None) -> Any:
     """What the file is read against: test rows and the task, without a run on disk."""
-    module = TASKS[kind]
     task = spec or classification.Spec("Choose.", dict.fromkeys(LABELS, ""))
-    return SimpleNamespace(
-        task=module, spec=task, test=[{"id": row_id, "target": target} for row_id, target in targets.items()]
-    )
+    rows: Any = [{"id": row_id, "target": target} for row_id, target in targets.items()]
+    return EvalDataset(TASKS[kind], task, PromptSpec(task={"kind": kind}, max_answer_tokens=16), [], [], rows)
 
 
 def lines_of(targets: dict[str, Any] = TARGETS, **extra: Any) -> str:
@@ -252,10 +252,9 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
 def costs(responses: SystemResponses) -> tuple[float | None, float | None]:
     """USD a request, and a thousand requests as the table of systems has it."""
     dataset = material()
-    n = len(responses.test_answers)
-    parsed = predictions.score_answers(dataset, dataset.test, responses.test_answers)
-    scored = system_scores.SystemScores(responses, dataset.test, parsed, {}, [], [1.0] * n, range(n))
-    return system_scores.request_cost(scored).usd_per_request, system_scores.summarize_cost(scored).usd_per_1k
+    scored = system_scores.score_system(responses, dataset, None)
+    summary = system_scores.summarize_system(scored, dataset, None, calibrated=False)
+    return system_scores.request_cost(scored).usd_per_request, summary.cost_usd_per_1k
 
 
 def test_its_price_and_tokens_cost_as_a_closed_models_do(tmp_path: Path) -> None:

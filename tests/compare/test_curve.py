@@ -94,7 +94,7 @@ def test_training_stops_where_the_answer_is_clear_and_not_before() -> None:
 
 def test_the_page_has_every_point_and_escapes_what_others_wrote() -> None:
     level = results.ApiLevel(
-        "openai:x", "openai:<script>alert(1)</script>", 0.93, 0.92, 0.94, 3080, "20261130T000000Z-0000"
+        "openai:x", "openai:<script>alert(1)</script>", 0.93, 0.92, 0.94, 3080, "test", "20261130T000000Z-0000"
     )
     payload = make_payload([0.46, 0.36, 0.28, 0.22], levels=[level])
     html = page.render_page(payload)
@@ -122,9 +122,7 @@ def test_the_level_of_an_api_model_is_its_test_figure_on_the_same_data(tmp_path:
         atomic_files.write_json(tmp_path / name / "scores.json", make_json())
     levels = results.find_api_levels(tmp_path, data, "accuracy")
     # Neither the newer comparison on other data, nor an incomplete system.
-    assert [(level.name, level.value, level.run_id) for level in levels] == [
-        (API_MODEL, 0.921, "20261129T000000Z-aaaa")
-    ]
+    assert [(level.name, level.value, level.run) for level in levels] == [(API_MODEL, 0.921, "20261129T000000Z-aaaa")]
     assert "test rows" in wording.describe_api_level(make_payload([0.2, 0.1], levels=levels)["api"][0])
     assert results.find_api_levels(tmp_path / "nothing", data, "accuracy") == []
 

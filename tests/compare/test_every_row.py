@@ -2,17 +2,18 @@
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
+from compare.eval_dataset import EvalDataset
 from compare.records import SystemAnswer
 from compare.scoring import predictions
 from insource.backends import failures, response_cache
 from insource.backends.collection import CollectResult
 from insource.backends.types import ApiFormat
-from insource.tasks import classification
+from insource.tasks import TASKS, classification
+from insource.tracking.prompt_spec import PromptSpec
 from tests.helpers.api_requests import (
     collect,
     collect_and_kill,
@@ -51,16 +52,14 @@ def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> C
 
 def scores(result: CollectResult, rows: int) -> dict[str, Any]:
     """The figures of a comparison: two of three rows have a right answer."""
-    material: Any = SimpleNamespace(
-        task=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
-    )
+    spec = classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
+    material = EvalDataset(TASKS["classification"], spec, PromptSpec(max_answer_tokens=16), [], [], [])
     ids = [f"T{index:06}" for index in range(rows)]
     targets = [LABELS[0] if index % 3 == 0 else correct_label(f"row {index}") for index in range(rows)]
     answers = [SystemAnswer(row_id, result.answers[row_id, 0].output) for row_id in ids]
-    parsed = predictions.score_answers(
-        material, [{"id": row_id, "target": target} for row_id, target in zip(ids, targets, strict=True)], answers
-    )
-    return classification.score(material.spec, targets, parsed.parsed)
+    scored_rows: Any = [{"id": row_id, "target": target} for row_id, target in zip(ids, targets, strict=True)]
+    parsed = predictions.score_answers(material, scored_rows, answers)
+    return classification.score(spec, targets, parsed.parsed)
 
 
 def kill_and_revoke(

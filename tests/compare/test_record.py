@@ -1,6 +1,7 @@
 """Answers of an API model are recorded while it lives: asked as a comparison asks, paid for once, no target read."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def recipe(tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest
 
 
 def recorded(recipe: Path, *overrides: str, name: str | None = None) -> int:
-    return record.main(str(recipe), overrides, "cpu", str(recipe.parent / "runs"), name)
+    call = {"recipe": str(recipe), "set": overrides, "hardware": "cpu", "runs": str(recipe.parent / "runs")}
+    return record.main(Namespace(**call, system=name, dry_run=False))
 
 
 def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:

@@ -20,8 +20,8 @@ def test_the_demo_documents_are_the_committed_ones_and_fit_their_recipe() -> Non
     committed = (RECIPES.parent / "demo_data" / "purchase_documents.jsonl").read_text(encoding="utf-8")
     assert committed == buffer.getvalue()
     rows = [json.loads(line) for line in committed.splitlines()]
-    recipe_task = load("extractor", (), "cpu").recipe.task
-    assert all(extraction.canonical_record(recipe_task, row["target"]) == row["target"] for row in rows)
+    spec = extraction.make_spec(load("extractor", (), "cpu").recipe.task, {})
+    assert all(extraction.canonical_record(spec, row["target"]) == row["target"] for row in rows)
     copied_fields = ("supplier", "number", "date", "total", "due_date")
     assert not [
         row for row in rows for name in copied_fields if row["target"][name] and row["target"][name] not in row["text"]

@@ -11,7 +11,7 @@ from data_prep.readers import read, sources
 from data_prep.rows import columns, data_row
 from data_prep.rows.data_row import Row
 from data_prep.rows.row_filter import RowFilter
-from deploy.answers.outcome import Deployment
+from deploy.answers.outcome import Deployment, Outcome
 from deploy.gateway.paths import feedback
 from deploy.monitoring import traffic_record
 from deploy.monitoring.monitor import Monitor
@@ -326,8 +326,7 @@ def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
             assert response.status == 400 and "half a character" in await response.text()
 
     run(scenario)
-    half_record = traffic_record.RecordedAnswer(
-        deployment.task, deployment.registry_dir, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
-    )
+    outcome = Outcome("half \ud83d", "half \ud83d", None, None, "local", "")
+    half_record = traffic_record.RecordedAnswer(deployment, outcome, "a" * 16, "two", utc_timestamp())
     assert traffic_record.build_row(half_record) is None
     assert deployment.ids.digest("half \ud83d") != deployment.ids.digest("half")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.answers import answer_ids
-from deploy.answers.outcome import Deployment
+from deploy.answers.outcome import Deployment, Outcome
 from deploy.gateway.deployments import Deployments
 from deploy.monitoring import traffic_record
 from deploy.monitoring.monitor import Monitor
@@ -65,11 +65,8 @@ def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
     async def write() -> None:
         monitor = Monitor(deployment.registry_dir.parent)
         for value in (object(), "lost"):  # no task gives the first
-            monitor.traffic.add(
-                traffic_record.RecordedAnswer(
-                    deployment.task, deployment.registry_dir, "a" * 16, "two", value, "local", "", None, utc_timestamp()
-                )
-            )
+            outcome = Outcome(value, "", None, None, "local", "")
+            monitor.traffic.add(traffic_record.RecordedAnswer(deployment, outcome, "a" * 16, "two", utc_timestamp()))
             await monitor.traffic.write()
 
     run(write)

@@ -42,9 +42,7 @@ class Price:
 
 def sum_cost_usd(path: Path) -> float:
     """Return the cost of all lines of a response cache, possible charges included."""
-    return sum(
-        (response.usd or 0.0) + response.possibly_charged_usd for response in response_cache.read_responses(path)
-    )
+    return sum(response.total_usd for response in response_cache.read_responses(path))
 
 
 def make_requests(count: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:

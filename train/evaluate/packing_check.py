@@ -11,7 +11,6 @@ FlexAttention cannot be compiled, nothing is kept: the reason may be a missing c
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from train.device import out_of_memory, precision
 from train.distributed import world
 from train.loop import losses
@@ -152,11 +152,9 @@ def _load_or_check(
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_files.write_json(path, record)
     if record["passed"]:
-        print(
+        log_line(
             f"packing   checked on this base in {time.monotonic() - started_at:.1f} s: gradients of {len(pack.rows)} "
-            f"packed rows are within {difference.gradient:.0e} of separate rows",
-            file=sys.stderr,
-            flush=True,
+            f"packed rows are within {difference.gradient:.0e} of separate rows"
         )
     return _Outcome(record, flex_failed)
 

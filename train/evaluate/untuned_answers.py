@@ -10,7 +10,6 @@ goes on from a checkpoint. With `train.shots` the prompts depend on the train ro
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tracking import digests
 from insource.tracking.run import Run
 from train.distributed import world
@@ -45,7 +45,7 @@ def predict_untuned(
     path = run.folder.parent / UNTUNED_FOLDER / f"{digest}.jsonl"
     goes_on = bool(checkpoints.list_checkpoints(run.folder / checkpoints.FOLDER))
     if (goes_on or recipe.train.max_train_rows is not None) and path.is_file():
-        print(f"untuned   the answers of an earlier call: {path.name}", file=sys.stderr, flush=True)
+        log_line(f"untuned   the answers of an earlier call: {path.name}")
         return read_answers(path)
     answers = evaluator.predict(model, "untuned")
     write_answers(path, answers)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from insource.config.metric_names import select_metrics
 from insource.tasks import references, slice_name
 from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
@@ -130,7 +131,7 @@ def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[Pa
 
     def score_slice(indices: list[int]) -> dict[str, object]:
         score = task.score(spec, [targets[index] for index in indices], [parsed[index] for index in indices])
-        return {"n": len(indices), **task.main_metrics(score)}
+        return {"n": len(indices), **select_metrics(task.NAME, score)}
 
     slices = {
         name: {value: score_slice(indices) for value, indices in sorted(values.items())}
@@ -146,6 +147,6 @@ def make_validation_function(
 
     def validate() -> dict[str, float]:
         score = evaluator.score(evaluator.predict(model, "validating"), base_outputs)
-        return {name: float(value) for name, value in evaluator.task.main_metrics(score).items()}
+        return {name: float(value) for name, value in select_metrics(evaluator.task.NAME, score).items()}
 
     return validate

@@ -16,6 +16,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tracking import run
 from insource.tracking.run import Run
 from train.device.environment import QUIET_ENV
@@ -116,11 +117,7 @@ def write_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> i
                 started_at = time.monotonic()
                 target.write()
                 elapsed_seconds = time.monotonic() - started_at
-                print(
-                    f"export    {os.path.relpath(target.folder)} in {elapsed_seconds:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                log_line(f"export    {os.path.relpath(target.folder)} in {elapsed_seconds:.0f} s")
         sizes = {str(target.folder.relative_to(trained_run.folder)): weight_bytes(target.folder) for target in targets}
         run.end_stage(
             trained_run,

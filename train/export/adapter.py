@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config import base_models
 from insource.config.base_models import POCKET
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.lora import VLLM_RANKS, Lora
 from insource.system import atomic_files
@@ -171,7 +172,7 @@ def build_prompt_spec(
 def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: ReferenceFile) -> str:
     """Return the model card (README.md) of the adapter; `references` are the facts on the reference answers."""
     task = TASKS[recipe.task.task_name]
-    tuned, base = task.main_metrics(scores["tuned"]), task.main_metrics(scores["base"])
+    tuned, base = (select_metrics(task.NAME, scores[name]) for name in ("tuned", "base"))
     rows = "\n".join(
         f"| {metric_label(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
         for name, value in tuned.items()
@@ -228,7 +229,7 @@ def examples_line(recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Return the card's line on the examples in the prompts, "" without `train.shots`."""
     if not recipe.train.shots:
         return ""
-    plain = format_metrics(TASKS[recipe.task.task_name].main_metrics(scores[WITHOUT_EXAMPLES]))
+    plain = format_metrics(select_metrics(recipe.task.task_name, scores[WITHOUT_EXAMPLES]))
     return (
         f"- Examples: each prompt of training and validation has {recipe.train.shots} similar train rows as turns "
         f"before its own.\n  The rows are not in this folder. The validation score without examples: {plain}.\n"

@@ -11,7 +11,6 @@ quantized to 4 bits again, which would ruin a merged model.
 """
 
 import shutil
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.console_log import log_line
 from insource.tasks.rendering import chat_template
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store
@@ -87,7 +87,7 @@ def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> "PreTrainedModel
         out_of_memory.release_memory()
     else:
         message = "merged in main memory: PyTorch can use no GPU here"
-    print(f"fallback  {message}", file=sys.stderr, flush=True)
+    log_line(f"fallback  {message}")
     runs.record_fallback(run, "export", message)
     return _merge_onto(base_recipe, run.folder / "adapter", in_main_memory=True)
 

@@ -9,11 +9,11 @@ Without calibration the scales come only from the weights. With `export.calibrat
 rows of train, in a separate environment (gptq.py).
 """
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from insource.config import hardware
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
@@ -138,9 +138,7 @@ def _compute_capability(recipe: Recipe) -> float | None:
     """Return the compute capability of the GPU that serves on this machine, None on a CPU."""
     if recipe.accelerate.use_cpu:
         return None
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        stdout = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        return min(float(line) for line in stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return min(map(float, hardware.query_gpus("compute_cap")))
+    except ValueError:  # no GPU is listed, or no number
         return None

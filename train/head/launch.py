@@ -15,9 +15,11 @@ from typing import Any
 
 from insource.config import cli, conflicts
 from insource.config.errors import RecipeError, StageError
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
+from insource.system.console_log import log_line
 from insource.system.progress_bar import format_duration
-from insource.tasks import TASKS, format_metrics, metric_label
+from insource.tasks import format_metrics, metric_label
 from insource.tracking import run as runs
 from insource.tracking.run import Run
 from train import launch
@@ -42,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"head      would be trained for run {trained_run.id}", file=sys.stderr)
         return cli.OK
     else:
-        print(announcement(trained_run), file=sys.stderr, flush=True)
+        log_line(announcement(trained_run))
         train_head(trained_run, learning_rate, arguments.fresh)
     print(*summary_lines(trained_run), sep="\n")
     return cli.OK
@@ -81,7 +83,6 @@ def _in_one_process(recipe: Recipe) -> Recipe:
 def summary_lines(trained_run: Run) -> list[str]:
     """Return the summary of a head: its validation score, that of the label tokens, and the paired difference."""
     record = head_folder.read_record(trained_run)
-    task = TASKS["classification"]
     score = record["validation"]
     lines = [
         f"head      {os.path.relpath(trained_run.folder / head_folder.FOLDER)}",
@@ -90,7 +91,7 @@ def summary_lines(trained_run: Run) -> list[str]:
     ]
     tokens = trained_run.stage("train").metrics.get("validation", {}).get("tuned")
     if tokens:
-        text = format_metrics(task.main_metrics(tokens))
+        text = format_metrics(select_metrics("classification", tokens))
         lines.append(f"tokens    {text}  (the label tokens of the same run)")
     return lines + ([f"paired    {difference_text(record['difference'])}"] if record["difference"] else [])
 

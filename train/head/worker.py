@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
-from insource.config.metric_names import FIRST_METRICS
+from insource.config.metric_names import FIRST_METRICS, select_metrics
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full, environment
 from insource.tasks import train_subset
@@ -230,7 +230,7 @@ def validate(model: "PreTrainedModel", plan: PackingPlan, data: HeadData) -> dic
     """Return the main metrics of the current model on the validation rows."""
     labels = [label for label, _ in predict(model, plan, data)]
     score = validation.score_labels(data.task, data.spec, data.validation, labels)
-    return {name: float(value) for name, value in data.task.main_metrics(score).items()}
+    return {name: float(value) for name, value in select_metrics(data.task.NAME, score).items()}
 
 
 def build_record(
@@ -255,7 +255,7 @@ def build_record(
         "learning_rate": learning_rate,
         "updates": len(training_set.updates),
         **result,
-        "validation": {"n": score["n"], **data.task.main_metrics(score)},
+        "validation": {"n": score["n"], **select_metrics(data.task.NAME, score)},
         "versions": environment.read_package_versions(),
     }
 

@@ -1,6 +1,5 @@
 """The training loop: Trainer on shards of updates, with metrics of every step, and resuming of an unfinished run."""
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
+from insource.system.console_log import log_line
 from insource.tracking import metrics
 from train.device import malloc, precision
 from train.distributed import world
@@ -29,8 +29,6 @@ NOT_FOR_TRAINER = {
     "num_train_epochs",
     "max_steps",
     "save_total_limit",
-}
-NOT_FOR_TRAINER |= {
     "max_train_rows",
     "class_weight",
     "balanced_sampling",
@@ -39,8 +37,12 @@ NOT_FOR_TRAINER |= {
     "beta",
     "loss_type",
     "early_stopping_patience",
+    "early_stopping_threshold",
+    "eval_strategy",
+    "eval_steps",
+    "save_steps",
+    "load_best_model_at_end",
 }
-NOT_FOR_TRAINER |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
 # Trainer's console output, which metrics_callback.py replaces.
 CONSOLE_CALLBACKS = ("PrinterCallback", "ProgressCallback")
 
@@ -74,7 +76,7 @@ def train_adapter(
     steps_done = checkpoints.step(resume) if resume else 0
     if world.is_main_process():
         if resume:
-            print(f"resuming  from {resume.name}", file=sys.stderr, flush=True)
+            log_line(f"resuming  from {resume.name}")
         metrics.truncate_after(metrics_path, steps_done)
     started_at = time.monotonic()
     with show_progress("training", len(training_set.updates), steps_done) as advance:

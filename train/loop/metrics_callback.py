@@ -10,7 +10,6 @@ tokens_per_second (computed tokens), tokens_saved_per_second (further tokens wit
 row of an evaluation contains step, epoch and validation/<metric>.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from insource.system import progress_bar
+from insource.system.console_log import log_line
 from insource.system.progress_bar import ProgressUpdate, format_duration
 from insource.tasks import metric_label
 from insource.tracking import metrics as metrics_file
@@ -183,7 +183,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.log(state.global_step, row)
         display = "  ".join(f"{metric_label(name)} {value:.3f}" for name, value in values.items())
         line = f"validated {state.global_step:,}/{state.max_steps:,}  {display}  {format_duration(seconds)}"
-        print(line, file=sys.stderr, flush=True)
+        log_line(line)
 
     def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object) -> None:
         self.last_timestamp = time.monotonic()

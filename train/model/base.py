@@ -37,9 +37,7 @@ def load_config(model: Model) -> "PretrainedConfig":
         raise RecipeError(hub_model.not_found_message(model, error), code="INS-T001") from None
 
 
-def load_base_model(
-    recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False, labels: Sequence[str] = ()
-) -> "PreTrainedModel":
+def load_base_model(recipe: Recipe, in_main_memory: bool = False, labels: Sequence[str] = ()) -> "PreTrainedModel":
     """Return the base model in evaluation mode, quantized as in the recipe, on this process's device or in main memory.
 
     It computes in bfloat16 if the recipe is for a GPU and in float32 if it is for a CPU, also with `in_main_memory` and
@@ -63,7 +61,7 @@ def load_base_model(
             revision=recipe.model.revision,
             dtype=dtype,
             quantization_config=_quantization_config(recipe, dtype, has_head=bool(labels)),
-            attn_implementation=attn_implementation,
+            attn_implementation="sdpa",
             device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
             use_safetensors=True,
             **({"num_labels": len(labels)} if labels else {}),

@@ -14,7 +14,6 @@ weights temporarily (`dequantize_layers`).
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
+from insource.system.console_log import log_line
 from insource.tasks.rendering import base_tokenizer
 from insource.tracking import digests
 from insource.tracking.base_models import base_store, gguf_model
@@ -214,8 +214,7 @@ def _write_if_missing(
             )
             return None
         display = os.path.relpath(path)
-        print(f"base      writing what {recipe.model.quantization} left of it, {size / 1e9:,.2f} GB: {display}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        log_line(f"base      writing what {recipe.model.quantization} left of it, {size / 1e9:,.2f} GB: {display}")
         with atomic_files.atomic_folder(path) as folder:
             _save_base(model, folder, recipe)
             record = {

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from deploy.answers.local_model import LOCAL
 from deploy.answers.outcome import Deployment
 from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.answers.task import Task
@@ -47,7 +48,8 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
     except StageError as error:
         raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
     for entry in accepted:
-        monitor.record_feedback(entry.deployment.task, entry.record, entry.is_correct)
+        answered_by = LOCAL if entry.record.local else "api"
+        monitor.metrics.count_feedback(entry.deployment.task.name, answered_by, entry.is_correct)
     if not is_batch:
         return {"recorded": 1, "right": accepted[0].is_correct}
     replies = [

@@ -22,6 +22,7 @@ from deploy.answers.local_model import LOCAL, EngineConnection, ScoredAnswer
 from deploy.answers.outcome import Deployment, Outcome, PreparedInput
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
+from deploy.monitoring.metrics import NOBODY
 from deploy.monitoring.monitor import Monitor
 from insource.system.daemon_thread import run_in_thread
 
@@ -58,7 +59,7 @@ async def answer_input(
     try:
         outcome = await _answer(engine, deployment, prepared, max_tokens, monitor)
     except RequestError as error:
-        monitor.record_error(deployment.task, error.status)
+        monitor.metrics.count_answer(deployment.task.name, NOBODY, f"error_{error.status}")
         raise
     task, mirrored = deployment.task, outcome.reason == BEFORE_SWITCH and monitor.mirror.sample(deployment.task)
     record = AnswerRecord(
@@ -127,7 +128,7 @@ async def _query_api(
     if isinstance(api_result, ScoredAnswer):
         monitor.record_parsed(task, escalation.name, api_result)
     else:
-        monitor.record_api_failure(task, escalation.name, api_result)
+        monitor.metrics.count_checked_answer(task.name, escalation.name, api_result)
     return api_result
 
 

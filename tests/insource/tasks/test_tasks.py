@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insource.config.errors import RecipeError
+from insource.config.metric_names import select_metrics
 from insource.config.schema.data import Task
 from insource.tasks import classification, format_metrics
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
@@ -48,7 +49,7 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["per_class"]["broken"]["f1"] == pytest.approx(2 / 3)
     assert score["macro_f1"] == pytest.approx((0.5 + 2 / 3) / 2)
     assert "late_fee" not in score["per_class"]
-    assert format_metrics(classification.main_metrics(score)) == "accuracy 50.0%, macro-F1 58.3%"
+    assert format_metrics(select_metrics("classification", score)) == "accuracy 50.0%, macro-F1 58.3%"
     assert classification.lowest_scoring(score) == [("late", 0.5), ("broken", pytest.approx(2 / 3))]
 
 
