@@ -2,7 +2,7 @@
 
 import os
 
-from compare.report import head_note, routing_section, wording
+from compare.report import head_note, routing_section, untuned_note, wording
 from insource.config.schema.compare import TUNED
 from insource.tasks import metric_label
 from insource.tracking.run import Run
@@ -21,6 +21,8 @@ def summary_lines(run: Run, scores: Scores) -> list[str]:
     header = [f"verdict   {scores.verdict.choice.upper()}: {scores.verdict.headline}"]
     if note := wording.linear_baseline_note(scores):
         header.append(f"linear    {note.text}")
+    if untuned_text := untuned_note.describe_untuned_base(scores):
+        header.append(f"base      {untuned_text}")
     if head_text := head_note.describe_head(scores):
         header.append(f"head      {head_text}")
     header.append(f"questions {wording.format_votes(scores)}")

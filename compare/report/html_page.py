@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from compare.report import cost_section, head_note, markdown_page, routing_section, section_data, wording
+from compare.report import cost_section, head_note, markdown_page, routing_section, section_data, untuned_note, wording
 from insource.config.schema.compare import HEAD
 from insource.system import atomic_files, number_format
 from insource.system.html_template import load_template
@@ -125,6 +125,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> 
         "STAGES": wording.STAGE_LABELS,
         "named": wording.display_names(scores),
         "linear": wording.linear_baseline_note(scores),
+        "untuned": untuned_note.describe_untuned_base(scores),
         "head": head_note.describe_head(scores),
         "head_cost": head_note.COST_NOTE if HEAD in scores.systems else None,
         "served_as_trained": wording.parity_text(scores),

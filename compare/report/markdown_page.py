@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compare.report import head_note, routing_section, section_data, wording
+from compare.report import head_note, routing_section, section_data, untuned_note, wording
 from insource.config.schema.compare import HEAD
 from insource.system.number_format import (
     format_count,
@@ -70,6 +70,7 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 def _verdict(scores: Scores) -> list[str]:
     verdict, task, base = scores.verdict, scores.task, scores.base
     note = wording.linear_baseline_note(scores)
+    untuned_text = untuned_note.describe_untuned_base(scores)
     head_text = head_note.describe_head(scores)
     pocket_note = " The base is the pocket model, which replaces the model of the recipe." if base.pocket else ""
     meta = (
@@ -93,6 +94,7 @@ def _verdict(scores: Scores) -> list[str]:
         f"# {escape_markdown(scores.recipe)}: comparison",
         f"**Verdict: {escape_markdown(verdict.choice)}.** {escape_markdown(verdict.headline)}",
         *([f"**Note:** {escape_markdown(note.text)}"] if note else []),
+        *([f"**Note:** {escape_markdown(untuned_text)}"] if untuned_text else []),
         *([escape_markdown(head_text)] if head_text else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),

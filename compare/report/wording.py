@@ -95,7 +95,7 @@ def deciding_value(scores: Scores, name: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class BaselineNote:
-    """A note that a linear model is as good as the tuned model."""
+    """A note that a linear model, or the most similar train row, is as good as the tuned model."""
 
     text: str
     reason_index: int | None
@@ -103,7 +103,7 @@ class BaselineNote:
 
 
 def linear_baseline_note(scores: Scores) -> BaselineNote | None:
-    """Return the note below the headline if a linear model is at least as good, else None.
+    """Return the note below the headline if a linear model or the most similar row is at least as good, else None.
 
     Also None if the headline mentions it.
     """
@@ -111,10 +111,8 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
     value = deciding_value(scores, tuned)
     if value is None or "linear" in scores.verdict.headline.lower():
         return None
-    linear_names = [name for name, system in scores.systems.items() if system.kind == "linear"]
-    as_good = {
-        name: score for name in linear_names if (score := deciding_value(scores, name)) is not None and score >= value
-    }
+    names = [name for name, system in scores.systems.items() if system.kind in ("linear", "nearest")]
+    as_good = {name: score for name in names if (score := deciding_value(scores, name)) is not None and score >= value}
     if not as_good:
         return None
     for index, reason in enumerate(scores.verdict.reasons):
@@ -123,8 +121,8 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
     best = max(as_good, key=lambda name: as_good[name])
     titles = display_names(scores)
     return BaselineNote(
-        f"A linear model does as well: {titles[best]} reaches {format_percent(as_good[best])} "
-        f"{metric_label(scores.deciding_metric)}, {titles[str(tuned)]} {format_percent(value)}.",
+        f"{titles[best][0].upper()}{titles[best][1:]} does as well: {metric_label(scores.deciding_metric)} "
+        f"{format_percent(as_good[best])}, {titles[str(tuned)]} {format_percent(value)}.",
         None,
     )
 

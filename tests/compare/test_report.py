@@ -165,7 +165,7 @@ def test_systems_that_are_not_whole_stand_below_the_others() -> None:
 
 def test_a_linear_model_that_does_as_well_is_the_first_line_and_is_said_once() -> None:
     scores = example_scores.make_json(linear=0.912)
-    assert page_of(scores).paragraphs[2].startswith("A linear model does as well: TF-IDF + logistic regression reaches")
+    assert page_of(scores).paragraphs[2].startswith("TF-IDF + logistic regression does as well: accuracy 91.2%")
     says = "TF-IDF does as well as what was trained."
     scores["verdict"]["reasons"].insert(0, {"about": "linear", "says": says, "for": "closed", "figure": "91.2%"})
     report = page_of(scores)
