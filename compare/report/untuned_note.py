@@ -32,6 +32,8 @@ def describe_untuned_base(scores: Scores) -> str | None:
     sentences += [
         f"In {metric_label(pair.metric)} the base is better by {_format_advantage(pair)}." for pair in better_elsewhere
     ]
+    if shots and scores.systems[TUNED].shots == 0:
+        sentences.append(f"SET=train.shots={shots} trains with such examples.")
     return " ".join(sentences)
 
 

@@ -56,12 +56,21 @@ def test_a_base_that_training_makes_better_needs_no_note() -> None:
 def test_a_base_with_examples_that_does_as_well_is_named_with_the_difference_on_the_same_rows(
     values: dict[str, Any], expected: str
 ) -> None:
-    assert untuned_note.describe_untuned_base(scores_with((EXAMPLES, "accuracy", values))) == expected
+    text = untuned_note.describe_untuned_base(scores_with((EXAMPLES, "accuracy", values)))
+    assert text == f"{expected} SET=train.shots=3 trains with such examples."
 
 
 def test_a_base_without_examples_that_does_as_well_is_named_too() -> None:
     text = untuned_note.describe_untuned_base(scores_with((ZERO_SHOT, "accuracy", difference(-0.02, -0.03, -0.01))))
     assert text is not None and text.startswith("The untuned base is better: accuracy, 2.0 points (1.0 to 3.0)")
+    assert "train.shots" not in text
+
+
+def test_training_with_examples_is_not_proposed_to_a_model_that_was_trained_with_them() -> None:
+    scores = scores_with((EXAMPLES, "accuracy", difference(0.0, -0.01, 0.01)))
+    tuned = scores.systems["tuned"].model_copy(update={"shots": 3})
+    scores = scores.model_copy(update={"systems": {**scores.systems, "tuned": tuned}})
+    assert "train.shots" not in (untuned_note.describe_untuned_base(scores) or "")
 
 
 def test_a_metric_in_which_the_base_is_better_is_named_although_another_one_decides() -> None:
@@ -70,7 +79,7 @@ def test_a_metric_in_which_the_base_is_better_is_named_although_another_one_deci
     assert text is not None and text.startswith(
         "The tuned model is better than the untuned base with 3 similar examples"
     )
-    assert text.endswith("In macro-F1 the base is better by 33.3 points (18.1 to 47.3).")
+    assert "In macro-F1 the base is better by 33.3 points (18.1 to 47.3)." in text
 
 
 def test_a_metric_that_is_not_significant_after_the_adjustment_is_not_named() -> None:
