@@ -17,6 +17,7 @@ from compare.records import SkippedSystem, System
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import ENCODER, HEAD, LINEAR, TUNED, UNTUNED_BASE, Baseline
+from insource.system.number_format import format_count
 from insource.tracking.run import Run
 from serve.vllm import launch_plan
 
@@ -133,7 +134,7 @@ def _tuned_title(variant: str, shots: int) -> str:
 
 
 def _examples_note(shots: int) -> str:
-    return f", {shots} similar examples" if shots else ""
+    return f", {format_count(shots, 'similar example')}" if shots else ""
 
 
 def _api_system(baseline: Baseline) -> System:

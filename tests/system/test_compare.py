@@ -162,7 +162,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(
     assert [entry["name"] for entry in scores["not_run"]] == ["merged"]
     tuned = scores["systems"]["tuned"]
     assert tuned["title"] == "tuned (adapter)" and tuned["n"] == scores["task"]["n_test"]
-    assert scores["systems"]["tuned:1-shot"]["title"] == "tuned (adapter), 1 similar examples"
+    assert scores["systems"]["tuned:1-shot"]["title"] == "tuned (adapter), 1 similar example"
     # What is lost on other weights is shown with its interval, and stops nothing.
     parity = tuned["parity"]
     assert parity["agreement"] is None and parity["ci_low"] <= parity["difference"] <= parity["ci_high"]
