@@ -125,6 +125,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> 
         "STAGES": wording.STAGE_LABELS,
         "named": wording.display_names(scores),
         "linear": wording.linear_baseline_note(scores),
+        "quantization": wording.quantization_label(scores),
         "untuned": untuned_note.describe_untuned_base(scores),
         "head": head_note.describe_head(scores),
         "head_cost": head_note.COST_NOTE if HEAD in scores.systems else None,

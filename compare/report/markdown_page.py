@@ -76,7 +76,7 @@ def _verdict(scores: Scores) -> list[str]:
     meta = (
         f"{escape_markdown(task.kind).capitalize()}, {format_count(task.n_test, 'sealed test row')}, "
         f"{task.n_train:,} to train on. Base {escape_markdown(base.name)}, "
-        f"{escape_markdown(base.quantization)}, measured on {escape_markdown(scores.hardware)}.{pocket_note} "
+        f"{wording.quantization_label(scores)}, measured on {escape_markdown(scores.hardware)}.{pocket_note} "
         f"Run {escape_markdown(scores.run_id)}."
     )
     reasons = [

@@ -62,6 +62,11 @@ def display_name(system: SystemResult) -> str:
     return title if not system.stand_in or "stand-in" in title.lower() else f"{title} (stand-in)"
 
 
+def quantization_label(scores: Scores) -> str:
+    """Return how the base was quantized in training."""
+    return "not quantized" if scores.base.quantization == "none" else scores.base.quantization
+
+
 def display_names(scores: Scores) -> dict[str, str]:
     """Return {name: display name} of all systems, including those that did not run."""
     return {skipped.name: skipped.title for skipped in scores.not_run} | {

@@ -178,6 +178,20 @@ def test_a_linear_model_that_does_as_well_is_the_first_line_and_is_said_once() -
     assert says in report.words["reasons"]
 
 
+def test_the_most_similar_train_row_that_does_as_well_is_the_first_line_too() -> None:
+    scores = example_scores.make_json(linear=0.912)
+    scores["systems"]["tfidf"] |= {"kind": "nearest", "title": "answer of the most similar train row"}
+    assert page_of(scores).paragraphs[2].startswith("Answer of the most similar train row does as well: accuracy 91.2%")
+
+
+def test_a_base_that_was_not_quantized_is_called_so() -> None:
+    scores = example_scores.make_json()
+    assert "Qwen/Qwen3-4B-Instruct-2507, nf4" in page_of(scores).words[""]
+    scores["base"]["quantization"] = "none"
+    assert "Qwen/Qwen3-4B-Instruct-2507, not quantized" in page_of(scores).words[""]
+    assert "not quantized, measured on" in markdown_of(scores)
+
+
 def test_a_linear_model_that_does_worse_is_no_first_line(page: Page) -> None:
     assert "linear" not in page.ids
 
