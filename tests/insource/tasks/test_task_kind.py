@@ -56,7 +56,7 @@ def protocols_of(kind: str) -> list[type[Any]]:
 
 
 def test_protocol_lists_all_members() -> None:
-    assert len(list_functions(TaskKind)) == 17 and len(CONSTANTS) == 6
+    assert len(list_functions(TaskKind)) == 16 and len(CONSTANTS) == 7
     assert {*TASKS} == {*METRICS}
 
 
