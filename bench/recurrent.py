@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.training import workloads
@@ -44,6 +44,9 @@ from train.packing import collate, model_support, packing_plan
 from train.packing.attention import pack_attention
 from train.packing.attention_blocks import SHARED_PREFIX
 from train.packing.packing_plan import PackingMode, TokenizedRow, UpdateShard, UpdateShards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RESULTS = Path(__file__).parent / "results" / "recurrent.json"
 SEED = 17
@@ -150,7 +153,7 @@ def build_result(
     }
 
 
-def build_model(family: Family, tokenizer: Any, sizes: Mapping[str, int]) -> Any:
+def build_model(family: Family, tokenizer: "PreTrainedTokenizerBase", sizes: Mapping[str, int]) -> "PreTrainedModel":
     """Return the model of a family with random weights and a new adapter."""
     import torch
     import transformers
@@ -179,7 +182,7 @@ def build_model(family: Family, tokenizer: Any, sizes: Mapping[str, int]) -> Any
 
 
 def measure_family(
-    family: Family, examples: Sequence[Example], tokenizer: Any, size: Size, runs: int
+    family: Family, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", size: Size, runs: int
 ) -> dict[str, Any]:
     """Return the figures of a family."""
     model = build_model(family, tokenizer, size.model)
@@ -222,13 +225,15 @@ def measure_family(
     }
 
 
-def build_shard(model: Any, rows: Sequence[TokenizedRow], mode: PackingMode) -> UpdateShard:
+def build_shard(model: "PreTrainedModel", rows: Sequence[TokenizedRow], mode: PackingMode) -> UpdateShard:
     """Return the only update of the rows."""
     plan = packing_plan.build_packing_plan(rows, mode, 8192, len(rows), model_support.pack_cost(model.config, False))
     return UpdateShards(rows, plan, [range(len(rows))], 1)[0]
 
 
-def compute_gradients(model: Any, shard: UpdateShard, mode: PackingMode, tree: bool = False) -> dict[str, Any]:
+def compute_gradients(
+    model: "PreTrainedModel", shard: UpdateShard, mode: PackingMode, tree: bool = False
+) -> dict[str, Any]:
     """Return the gradients of an update, by the name of the parameter."""
     model.train().zero_grad(set_to_none=True)
     for pack in shard.packs:
@@ -237,7 +242,7 @@ def compute_gradients(model: Any, shard: UpdateShard, mode: PackingMode, tree: b
             batch.inputs.update(tree_inputs(batch))
         with pack_attention(model.config, batch):
             loss = supervised_loss(model, batch, 0.0)[0] / shard.normalizer
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -252,7 +257,7 @@ def tree_inputs(batch: collate.Batch) -> dict[str, Any]:
     }
 
 
-def compute_tree_gradients(model: Any, shard: UpdateShard) -> dict[str, Any]:
+def compute_tree_gradients(model: "PreTrainedModel", shard: UpdateShard) -> dict[str, Any]:
     """Return the gradients of an update whose recurrent layers are tree-recurrence's."""
     import tree_recurrence
 
@@ -287,7 +292,11 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def measure_decoding(
-    model: Any, prompts: Sequence[list[int]], tokenizer: Any, answer_tokens: int, runs: int
+    model: "PreTrainedModel",
+    prompts: Sequence[list[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    answer_tokens: int,
+    runs: int,
 ) -> dict[str, Any]:
     """Return the rates of decoding a few tokens of free text for each prompt, by the cache, and the equal answers."""
     import torch

@@ -219,7 +219,7 @@ def pretrain(sgd_folder: Path, checkpoint_folder: Path, steps: int, rate: float)
         rows = [next(row_stream) for _ in range(ROWS_PER_STEP)]
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         loss = weighted_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for settings in optimizer.param_groups:

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.importer.survey import AnswerStatistics, Preamble
 from data_prep.importer.task_inference import InferredTask
@@ -294,7 +293,7 @@ def _escape_character(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
-def _flow_style(value: Any) -> str:
+def _flow_style(value: object) -> str:
     """Return a value in YAML flow style."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_quote(name)}: {_flow_style(item)}" for name, item in value.items()) + "}"

@@ -164,7 +164,7 @@ def _round_up_length(longest: int) -> int:
     return next((length for length in LENGTH_STEPS if length >= needed), math.ceil(needed / 1000) * 1000)
 
 
-def _json_type(value: Any) -> str:
+def _json_type(value: object) -> str:
     """Return the JSON type of a value; "null" for null and blank texts."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "null"

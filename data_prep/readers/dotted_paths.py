@@ -9,7 +9,6 @@ first, because table formats store nested values so.
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 MISSING = object()
 
@@ -41,7 +40,7 @@ def list_paths(values: Mapping[str, object]) -> Iterator[str]:
             yield from (f"{name}.{nested_path}" for nested_path in [*nested, *list_paths(nested)])
 
 
-def parse_json_text(value: Any) -> object:
+def parse_json_text(value: object) -> object:
     """Return the parsed value of a text with a JSON object or list, None for an empty text; else the value itself."""
     if not isinstance(value, str):
         return value

@@ -245,7 +245,7 @@ class _PartCounter:
             parser.Parse(block)
         parser.Parse(b"", True)
 
-    def _refuse_doctype(self, *_: Any) -> None:
+    def _refuse_doctype(self, *_: object) -> None:
         """Raise RecipeError for a document type declaration."""
         raise RecipeError(
             f"{self.name} has a document type, which is not allowed in a workbook; save it again", code="INS-D012"

@@ -54,7 +54,7 @@ def _parse_object(
     return parsed | {name: currency_text for name, currency_text in currencies.items() if _is_empty(parsed.get(name))}
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     """Return whether a value is null or a blank text."""
     return value is None or (isinstance(value, str) and not value.strip())
 

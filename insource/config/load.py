@@ -371,7 +371,7 @@ def _describe_type(value: object) -> str:
     return "an empty file" if value is None else f"a {type(_to_plain(value)).__name__}"
 
 
-def _abbreviate(value: Any) -> str:
+def _abbreviate(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

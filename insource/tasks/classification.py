@@ -126,7 +126,7 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
     unchanged.
     """
 
-    def read_answer(value: Any) -> str:
+    def read_answer(value: object) -> str:
         text = to_text(value)
         return find_label(text, spec.labels, normalize_labels) or text
 

@@ -172,7 +172,7 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
     Text, and an object that does not fit the schema, stay unchanged.
     """
 
-    def read_answer(value: Any) -> str:
+    def read_answer(value: object) -> str:
         if isinstance(value, dict):
             with suppress(ValueError):
                 return answer_text(spec, canonical_record(spec, value))

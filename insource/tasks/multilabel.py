@@ -155,7 +155,7 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
     Accepts a list, a JSON array, or labels with the separator between them. Other values stay unchanged.
     """
 
-    def read_answer(value: Any) -> str:
+    def read_answer(value: object) -> str:
         try:
             entries = parse_label_list(value, separator)
         except UnusableRowError:

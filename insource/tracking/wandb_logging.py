@@ -238,7 +238,7 @@ def set_production_alias(run: Run, recipe: Recipe) -> None:
         print(f"W&B       the alias `production` was not moved: {error}", file=sys.stderr)
 
 
-def _table_cell(value: Any) -> object:
+def _table_cell(value: object) -> object:
     """Return a table cell: numbers and texts unchanged, a record as JSON."""
     return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -47,7 +48,7 @@ def unshard(model: "PreTrainedModel") -> Iterator[None]:
             module.reshard()
 
 
-def gather_adapter(model: "PreTrainedModel") -> dict[str, Any] | None:
+def gather_adapter(model: "PreTrainedModel") -> "dict[str, torch.Tensor] | None":
     """Return the unsharded trainable tensors in main memory, by their names in the model.
 
     The first process gets all tensors, the others an empty dict. Return None if the model is not sharded. All processes
@@ -58,7 +59,8 @@ def gather_adapter(model: "PreTrainedModel") -> dict[str, Any] | None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, cpu_offload=True)
-    return dict(get_model_state_dict(model, options=options))
+    state: dict[str, torch.Tensor] = dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
+    return state
 
 
 def _fsdp_modules(model: "PreTrainedModel") -> list[Any]:

@@ -3,7 +3,12 @@
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Item = TypeVar("Item")
 
 # The default of transformers' ddp_timeout. Trainer sets it too late: the process group exists before Trainer.
 TIMEOUT_SECONDS = 1800
@@ -29,24 +34,24 @@ def barrier() -> None:
     _state().wait_for_everyone()
 
 
-def shard(items: Sequence[object]) -> list[Any]:
+def shard(items: Sequence[Item]) -> list[Item]:
     """Return the items of this process: every n-th, for n processes."""
     return list(items[rank() :: world_size()])
 
 
-def gather_in_order(items: Sequence[object], total: int) -> list[Any]:
+def gather_in_order(items: Sequence[Item], total: int) -> list[Item]:
     """Return the results of all processes for their `shard` of `total` items, in the items' order, in every process."""
     if world_size() == 1:
         return list(items)
     from accelerate.utils import gather_object
 
-    gathered: list[Any] = [None] * total
+    gathered: list[Item | None] = [None] * total
     for process, process_items in enumerate(gather_object([list(items)])):
         gathered[process :: world_size()] = process_items
-    return gathered
+    return cast("list[Item]", gathered)
 
 
-def _state() -> Any:
+def _state() -> "PartialState":
     from accelerate import PartialState
 
     # Without `cpu` it would find one process where torchrun started several on a CPU. On GPUs the default time-out is

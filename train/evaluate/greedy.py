@@ -18,7 +18,11 @@ from train.evaluate.row_cache import RowCache, Span
 
 if TYPE_CHECKING:
     import torch
+    import xgrammar
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+    Mask = NDArray[np.uint32]
 
 # Fraction of the vocabulary: if more tokens are allowed, all logits are computed.
 MAX_COLUMN_FRACTION = 0.125
@@ -71,13 +75,13 @@ class _PassInput:
 
     state: RowState
     draft: list[int]
-    masks: list[Any]
+    masks: Sequence["Mask | None"]
 
 
 def decode_batch(
     cache: RowCache,
     states: Sequence[RowState],
-    constraint: object,
+    constraint: "xgrammar.CompiledGrammar | None",
     tokenizer: "PreTrainedTokenizerBase",
     on_pass: Callable[[], None] = lambda: None,
 ) -> None:
@@ -104,7 +108,7 @@ def decode_batch(
 
 def _prepare_pass(
     state: RowState,
-    constraint: object,
+    constraint: "xgrammar.CompiledGrammar | None",
     tokenizer: "PreTrainedTokenizerBase",
     drafts: dict[str, list[int]],
     cache: RowCache,
@@ -144,16 +148,17 @@ def _draft_tokens(state: RowState, tokenizer: "PreTrainedTokenizerBase", drafts:
     return drafts[text]
 
 
-def _allowed_mask(state: RowState, constraint: Any) -> Any:
+def _allowed_mask(state: RowState, constraint: "xgrammar.CompiledGrammar") -> "Mask":
     """Return the allowed next tokens as a bit mask, in words of 32 bits."""
     import xgrammar
 
-    mask = xgrammar.allocate_token_bitmask(1, constraint.tokenizer_info.vocab_size)
-    state.matcher.fill_next_token_bitmask(mask)
-    return mask[0].numpy().view(np.uint32)
+    bitmask = xgrammar.allocate_token_bitmask(1, constraint.tokenizer_info.vocab_size)
+    state.matcher.fill_next_token_bitmask(bitmask)
+    mask: Mask = bitmask[0].numpy().view(np.uint32)
+    return mask
 
 
-def _single_token(mask: "torch.Tensor") -> int | None:
+def _single_token(mask: "Mask") -> int | None:
     """Return the allowed token if there is only one, else None."""
     (words,) = mask.nonzero()
     if len(words) != 1:
@@ -162,12 +167,16 @@ def _single_token(mask: "torch.Tensor") -> int | None:
     return 32 * int(words[0]) + word.bit_length() - 1 if word.bit_count() == 1 else None
 
 
-def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: Any) -> None:
+def _run_pass(
+    cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: "xgrammar.CompiledGrammar | None"
+) -> None:
     """Run the model once. Append one token to each row, or as many as its draft predicted correctly."""
     import torch
 
-    masks = None if constraint is None else np.stack([mask for pass_input in pass_inputs for mask in pass_input.masks])
-    columns = None if masks is None else _allowed_columns(masks, constraint.tokenizer_info.vocab_size)
+    masks = columns = None
+    if constraint is not None:
+        masks = np.stack([mask for pass_input in pass_inputs for mask in pass_input.masks if mask is not None])
+        columns = _allowed_columns(masks, constraint.tokenizer_info.vocab_size)
     spans = [
         Span(
             pass_input.state.row,
@@ -194,7 +203,7 @@ def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: An
             state.cached_tokens += 1
 
 
-def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
+def _allowed_columns(masks: "Mask", vocabulary_size: int) -> "NDArray[np.int64] | None":
     """Return the ids of all tokens that any of the masks allows, or None if there are many."""
     union = np.bitwise_or.reduce(masks, axis=0)
     if np.bitwise_count(union).sum() > MAX_COLUMN_FRACTION * vocabulary_size:
@@ -203,7 +212,7 @@ def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
     return columns if len(columns) > 1 else None
 
 
-def _mask_logits(logits: "torch.Tensor", masks: Any, columns: Any) -> Any:
+def _mask_logits(logits: "torch.Tensor", masks: "Mask | None", columns: "NDArray[np.int64] | None") -> "torch.Tensor":
     """Return the logits with forbidden tokens at minus infinity."""
     import torch
     import xgrammar

@@ -7,13 +7,13 @@ and of the padding after it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train.evaluate.row_cache import COMPACT_FRACTION, Span, restrict_logits
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 class PaddedCache:
@@ -23,12 +23,12 @@ class PaddedCache:
 
     def __init__(self, model: "PreTrainedModel", rows: int, pad_token_id: int) -> None:
         self.model, self.device, self.pad_token_id = model, model.device, pad_token_id
-        self.cache: Any = None
+        self.cache: Cache | None = None
         self.rows = list(range(rows))
         self.attention_mask: torch.Tensor | None = None
         """The attention mask [rows, tokens]."""
 
-    def logits(self, spans: Sequence[Span], columns: Any = None) -> "torch.Tensor":
+    def logits(self, spans: Sequence[Span], columns: "torch.Tensor | None" = None) -> "torch.Tensor":
         """See `RowCache`: in the first call complete prompts, later one token of each row."""
         import torch
 

@@ -7,7 +7,7 @@ padded_cache.py     rows of models that cannot share a prefix
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class RowCache(Protocol):
     def takes_drafts(self) -> bool:
         """Whether a slot can be written again, so that tokens can be read before it is known that they follow."""
 
-    def logits(self, spans: Sequence[Span], columns: Any) -> "torch.Tensor":
+    def logits(self, spans: Sequence[Span], columns: "torch.Tensor | None") -> "torch.Tensor":
         """Return float32 logits [n_logits of all spans, columns] in the order of the spans.
 
         All columns are returned if `columns` is None. Spans must be in the order of their rows. A slot that is written
@@ -57,7 +57,7 @@ class UnsupportedAttentionError(Exception):
 
 
 @contextmanager
-def restrict_logits(model: "PreTrainedModel", columns: Any) -> Iterator[None]:
+def restrict_logits(model: "PreTrainedModel", columns: "torch.Tensor | None") -> Iterator[None]:
     """Make the model compute only these columns of its logits inside of the block, all if `columns` is None.
 
     Changes that a model makes to its logits (a cap, a scale) apply to each logit separately. A head that is not a plain
@@ -72,9 +72,10 @@ def restrict_logits(model: "PreTrainedModel", columns: Any) -> Iterator[None]:
     forward, instance_forward = head.forward, vars(head).get("forward")
     is_plain_linear = type(head) is torch.nn.Linear and instance_forward is None
 
-    def restricted_forward(hidden: Any) -> object:
+    def restricted_forward(hidden: torch.Tensor) -> torch.Tensor:
         if not is_plain_linear:
-            return forward(hidden)[..., columns]
+            logits: torch.Tensor = forward(hidden)[..., columns]
+            return logits
         bias = None if head.bias is None else head.bias[columns]
         return torch.nn.functional.linear(hidden, head.weight[columns], bias)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    _HiddenMasks = tuple[torch.Tensor | None, torch.Tensor]
+
 ATTENTION_NAME = "shared_cache"
 """The name under which attention to this cache is registered with transformers."""
 # Slots added when lines grow.
@@ -59,14 +61,14 @@ class SharedCache:
         self.prefix_tokens: int = prefix.used_slots if prefix else 0
         self.lines = {row: row for row in range(rows)}
         self.limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
-        self.keys_and_values: dict[Any, tuple[Any, Any]] = {}
+        self.keys_and_values: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         """Keys and values of each attention module."""
         self.states: LineStates | None = None
         """The states of recurrent layers, None if the model has none."""
         if recurrent_layers.is_recurrent(model.config):
             self.states = LineStates(rows, prefix.states if prefix else None)
 
-    def logits(self, spans: Sequence[Span], columns: Any = None) -> "torch.Tensor":
+    def logits(self, spans: Sequence[Span], columns: "torch.Tensor | None" = None) -> "torch.Tensor":
         """See `RowCache`. Raise UnsupportedAttentionError."""
         import torch
 
@@ -82,7 +84,9 @@ class SharedCache:
         ]
         return torch.cat(outputs)
 
-    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: object) -> Any:
+    def _forward_tokens(
+        self, tokens: Sequence[tuple[int, int, int, bool]], columns: "torch.Tensor | None"
+    ) -> "torch.Tensor":
         import torch
 
         device = self.device
@@ -104,7 +108,8 @@ class SharedCache:
             )
         if len(self.keys_and_values) != architecture.count_attention_layers(self.model.config):
             raise UnsupportedAttentionError
-        return output.logits[0, : len(logit_indices)].float()
+        logits: torch.Tensor = output.logits[0, : len(logit_indices)].float()
+        return logits
 
     def _continue_states(self, lines: Sequence[int]) -> AbstractContextManager[None]:
         if self.states is None:
@@ -163,14 +168,14 @@ class _Chunk:
     tokens: slice
     lines: slice
     width: int
-    grid_indices: Any
+    grid_indices: "torch.Tensor | None"
     """Positions of the tokens in the grid, None if they fill it."""
-    slots: Any
+    slots: "torch.Tensor"
     """[lines, width]."""
     visible_slots: int
     """Slots that the last token sees."""
 
-    def hidden_masks(self, prefix: int, first_visible: Any) -> tuple[Any, Any]:
+    def hidden_masks(self, prefix: int, first_visible: "torch.Tensor | None") -> "_HiddenMasks":
         """Return masks of hidden tokens: of the prefix [lines, 1, width, P], and of the lines [lines, 1, width, seen].
 
         The prefix mask is None if all of it is visible. `first_visible` is the first position of each window, [lines,
@@ -194,7 +199,7 @@ class _Pass:
     cache: SharedCache
     lines: list[int]
     slots: list[int]
-    masks: dict[architecture.Window | None, list[tuple[Any, Any]]] = field(default_factory=dict)
+    masks: dict[architecture.Window | None, list["_HiddenMasks"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import torch
@@ -248,7 +253,7 @@ class _Pass:
             1 + max(slots),
         )
 
-    def hidden_masks(self, module: Any) -> list[tuple[Any, Any]]:
+    def hidden_masks(self, module: Any) -> list["_HiddenMasks"]:
         """Return the masks of all chunks in a layer."""
         prefix = self.cache.prefix_tokens
         window = architecture.layer_window(self.cache.model.config, module.layer_idx)
@@ -261,7 +266,14 @@ class _Pass:
             ]
         return self.masks[window]
 
-    def attend(self, module: Any, query: Any, key: Any, value: Any, scaling: float | None) -> Any:
+    def attend(
+        self,
+        module: "torch.nn.Module",
+        query: "torch.Tensor",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        scaling: float | None,
+    ) -> "torch.Tensor":
         """Return the attention output, [1, N, heads of queries, width]; query, key and value are [1, heads, N, width].
 
         It computes in float32, as fused kernels do internally.
@@ -289,8 +301,11 @@ class _Pass:
 
 
 def _attend_chunk(
-    grid: Any, row_kv: tuple[Any, ...], prefix_kv: tuple[Any, ...] | None, hidden_masks: tuple[Any, Any]
-) -> Any:
+    grid: "torch.Tensor",
+    row_kv: tuple["torch.Tensor", ...],
+    prefix_kv: tuple["torch.Tensor", ...] | None,
+    hidden_masks: "_HiddenMasks",
+) -> "torch.Tensor":
     """Return the attention output [lines x width, heads x groups, v] of queries [lines, width, heads, groups, k].
 
     `row_kv` are keys and values [lines, heads, slots, k or v], `prefix_kv` those of the prefix [heads, P, k or v].
@@ -314,7 +329,8 @@ def _attend_chunk(
         weights = torch.cat([prefix_scores.flatten(2, 3), scores.transpose(0, 1)], -1).softmax(-1)
         attended = (weights[..., :prefix_tokens].flatten(1, 2) @ prefix_kv[1]).unflatten(1, (lines, -1)).transpose(0, 1)
         attended = attended + weights[..., prefix_tokens:].transpose(0, 1) @ row_kv[1]
-    return attended.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4).reshape(lines * width, heads * groups, -1)
+    output: torch.Tensor = attended.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4)
+    return output.reshape(lines * width, heads * groups, -1)
 
 
 _current_pass: _Pass | None = None

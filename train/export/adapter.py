@@ -46,6 +46,7 @@ from train.model import lora_init
 from train.prompt_examples import WITHOUT_EXAMPLES
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -61,7 +62,7 @@ def write_adapter_folder(
     scores: Mapping[str, object],
     reference_evaluator: GenerationEvaluator,
     answers: Sequence[DecodedAnswer],
-    state: dict[str, object] | None = None,
+    state: "dict[str, torch.Tensor] | None" = None,
 ) -> Path:
     """Write the adapter folder of the run atomically: weights, tokenizer, prompt and card. Return its path.
 
@@ -100,7 +101,7 @@ def build_generation_config(tokenizer: "PreTrainedTokenizerBase") -> "Generation
     )
 
 
-def _save_weights(model: "PeftModel", recipe: Recipe, folder: Path, state: dict[str, object] | None) -> None:
+def _save_weights(model: "PeftModel", recipe: Recipe, folder: Path, state: "dict[str, torch.Tensor] | None") -> None:
     """Write adapter_model.safetensors and adapter_config.json, for the published base."""
     from safetensors.torch import save_file
 

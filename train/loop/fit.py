@@ -100,11 +100,11 @@ def train_adapter(
     }
 
 
-def _find_resume_checkpoint(folder: Path, on_fallback: FallbackLogger) -> Any:
+def _find_resume_checkpoint(folder: Path, on_fallback: FallbackLogger) -> Path | None:
     """Return the checkpoint to resume from, the same in all processes, or None."""
     from accelerate.utils import broadcast_object_list
 
-    latest: list[Any] = [None]
+    latest: list[Path | None] = [None]
     if world.is_main_process():
         scan = checkpoints.find_latest_valid(folder)
         for problem in scan.damaged:

@@ -5,7 +5,7 @@ all tokens cost a small model as much as the model itself, and with a vocabulary
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train.model import classification_head
 from train.packing.collate import IGNORE_INDEX, Batch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MetricSums = dict[str, tuple[Any, float]]
+MetricSums = dict[str, tuple["torch.Tensor | float", float]]
 """{name: (sum, count)}; a sum may be a tensor."""
 
 

@@ -1,9 +1,10 @@
 """Properties of a model's layers, read from its config before training."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
 # Kinds of layers (transformers' `layer_types`) that attend and so can take a mask.
@@ -52,7 +53,7 @@ class Window:
     kind: str
     tokens: int
 
-    def first_visible(self, positions: Any) -> Any:
+    def first_visible(self, positions: "torch.Tensor") -> "torch.Tensor":
         """Return the first position that tokens at these positions see."""
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 

@@ -10,21 +10,25 @@ prompts contain, an id cannot tell them apart. Padding is on the right, so no to
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # The head's name in transformers' classes for language models; PEFT trains a module of this name in full.
 HEAD_MODULE = "score"
 
 
-def find_classifier(model: "PreTrainedModel") -> Any:
+def find_classifier(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return the model with the head: the base of a PeftModel, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    classifier: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
+    return classifier
 
 
-def compute_logits(model: "PreTrainedModel", inputs: Mapping[str, Any], rows: Any, columns: Any) -> Any:
+def compute_logits(
+    model: "PreTrainedModel", inputs: Mapping[str, "torch.Tensor"], rows: "torch.Tensor", columns: "torch.Tensor"
+) -> "torch.Tensor":
     """Return the logits [N, labels], in float32, at the N positions (row, column) of a batch.
 
     `inputs` are those of the base: input_ids [B, T], a mask, positions. On a GPU the base computes under autocast, as
@@ -38,10 +42,13 @@ def compute_logits(model: "PreTrainedModel", inputs: Mapping[str, Any], rows: An
     with torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else nullcontext():
         hidden = backbone(**inputs, use_cache=False).last_hidden_state[rows, columns]
     with torch.autocast(hidden.device.type, enabled=False):
-        return getattr(classifier, HEAD_MODULE)(hidden.float())
+        logits: torch.Tensor = getattr(classifier, HEAD_MODULE)(hidden.float())
+        return logits
 
 
-def compute_padded_logits(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_token_id: int) -> Any:
+def compute_padded_logits(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_token_id: int
+) -> "torch.Tensor":
     """Return the logits [N, labels] of prompts, computed as one batch that is padded on the right."""
     import torch
 

@@ -144,7 +144,7 @@ def _dequantize_layer(layer: Any, dtype: "torch.dtype") -> Any:
     from peft.utils.integrations import dequantize_module_weight
 
     class Plain(torch.nn.Linear):
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
     dequantized = Plain(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -177,7 +177,9 @@ def ensure_base(recipe: Recipe, store: Path, digest: str, on_fallback: FallbackL
 
 def _compute_digest(recipe: Recipe, dtype: str) -> str:
     folder = Path(recipe.model.base)
-    published: Any = digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, recipe.model.revision]
+    published: object = (
+        digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, recipe.model.revision]
+    )
     library_version = metadata.version("bitsandbytes")
     return atomic_files.digest([VERSION, published, recipe.model.quantization, dtype, library_version])
 

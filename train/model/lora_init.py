@@ -18,6 +18,7 @@ from insource.config.schema.lora import Lora
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
@@ -156,7 +157,9 @@ def store_initial_weights(model: "PreTrainedModel") -> None:
     }
 
 
-def to_standard_lora(model: "PreTrainedModel", state: dict[str, object] | None = None) -> tuple[dict[str, Any], Any]:
+def to_standard_lora(
+    model: "PreTrainedModel", state: "dict[str, torch.Tensor] | None" = None
+) -> "tuple[dict[str, torch.Tensor], LoraConfig]":
     """Return tensors and LoraConfig of the standard adapter of twice the rank that equals the trained adapter.
 
     It applies to the published base (as PEFT's path_initial_model_for_weight_conversion). The model must have

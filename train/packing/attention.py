@@ -17,12 +17,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.model import recurrent_layers
 from train.packing.attention_blocks import FLEX, SHARED_PREFIX, AttentionBlocks, Implementation
 from train.packing.branch_states import BranchStates
 from train.packing.collate import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig
 
 # Block size within the prefix for matrix products: a block attends to all tokens before it and to itself.
 PREFIX_BLOCK_TOKENS = 112
@@ -35,12 +40,13 @@ _FLEX_ERRORS = ("No valid triton configs", "out of resource")
 _flex_disabled = False
 
 
-def preferred_implementation(device: Any, config: Any) -> Implementation:
+def preferred_implementation(device: "torch.device", config: "PretrainedConfig") -> Implementation:
     """Return the implementation for long packs of a model of this config on a device.
 
     It is FlexAttention if its kernels fit the GPU, else blocks. FlexAttention has no dropout.
     """
-    if device.type != "cuda" or _flex_disabled or getattr(config.get_text_config(), "attention_dropout", 0.0):
+    dropout: float = getattr(config.get_text_config(), "attention_dropout", 0.0)
+    if device.type != "cuda" or _flex_disabled or dropout:
         return SHARED_PREFIX
     import torch
 
@@ -76,7 +82,7 @@ _current_blocks: AttentionBlocks | None = None
 
 
 @contextmanager
-def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
+def pack_attention(config: "PretrainedConfig", batch: Batch) -> Iterator[None]:
     """Make a model of this config compute a batch inside of the block: its attention, and its recurrent layers.
 
     The backward pass belongs inside the block too.
@@ -94,7 +100,7 @@ def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
         text_config._attn_implementation, _current_blocks = previous
 
 
-def _split_recurrent_rows(config: Any, batch: Batch) -> AbstractContextManager[None]:
+def _split_recurrent_rows(config: "PretrainedConfig", batch: Batch) -> AbstractContextManager[None]:
     if not batch.segments or not recurrent_layers.is_recurrent(config):
         return nullcontext()
     input_ids = batch.inputs["input_ids"]
@@ -110,8 +116,13 @@ def _register_attention() -> None:
 
 
 def block_attention_forward(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
-) -> tuple[Any, None]:
+    module: "nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    **kwargs: Any,
+) -> tuple["torch.Tensor", None]:
     """Return the output of SDPA for the pack's mask, [1, T, heads, width].
 
     query, key and value are [1, heads, T, width]. Raise RuntimeError outside of `pack_attention`, where no blocks are
@@ -137,7 +148,9 @@ def block_attention_forward(
     return torch.cat(outputs, dim=1), None
 
 
-def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: AttentionBlocks, scaling: float) -> Any:
+def _autocast_block_attention(
+    query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", blocks: AttentionBlocks, scaling: float
+) -> "torch.Tensor":
     """Return attention [1, T, heads, width], block by block, in the type that autocast multiplies in.
 
     Scores and probabilities of a block are in that type, as in transformers' own eager attention. The softmax sums in
@@ -155,7 +168,9 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
         queries = query.split([*lengths, *blocks.tokens[1:]], dim=1)
         keys, values = (tensor.split([prefix_tokens, tokens - prefix_tokens], dim=1) for tensor in (key, value))
 
-        def attend(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
+        def attend(
+            rows: torch.Tensor, seen_keys: torch.Tensor, seen_values: torch.Tensor, mask: torch.Tensor
+        ) -> torch.Tensor:
             # Query heads with the same key head are stacked in one matrix.
             scores = torch.bmm(rows.reshape(groups, -1, width), seen_keys.transpose(1, 2)).add_(mask)
             return torch.bmm(torch.softmax(scores, dim=-1), seen_values).view(heads, -1, width)
@@ -174,7 +189,7 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
 
 
 @cache
-def _causal_bias(tokens: int, visible_tokens: int, repeated: int, dtype: Any) -> Any:
+def _causal_bias(tokens: int, visible_tokens: int, repeated: int, dtype: "torch.dtype") -> "torch.Tensor":
     """Return the bias of the scores of a prefix block, [repeated * tokens, visible_tokens].
 
     The block's tokens are the last of the visible tokens.

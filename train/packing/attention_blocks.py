@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
 FLEX: Implementation = "flex_attention"
@@ -20,9 +23,11 @@ class AttentionBlocks:
 
     prefix: int
     """Tokens of the prefix, 0 if nothing is shared."""
-    masks: tuple[Any, ...]
+    masks: tuple["torch.Tensor", ...]
     """The visible tokens of each block, [1, 1, B, prefix + B]. A block sees all of the prefix and a part of itself."""
-    _score_bias: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
+    _score_bias: dict[tuple[int, "torch.dtype"], list["torch.Tensor"]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     """The cache of `score_bias`."""
 
     @property
@@ -30,7 +35,7 @@ class AttentionBlocks:
         """The number of tokens of the prefix and of each block."""
         return [self.prefix, *(mask.shape[2] for mask in self.masks)]
 
-    def score_bias(self, repeated: int, dtype: Any) -> list[Any]:
+    def score_bias(self, repeated: int, dtype: "torch.dtype") -> list["torch.Tensor"]:
         """Return the bias of each block's scores, [repeated * B, prefix + B].
 
         It is 0 for visible pairs, -inf for hidden ones.

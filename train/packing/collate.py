@@ -12,11 +12,15 @@ a branch see the prefix, the prompt and their own branch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.packing.attention_blocks import FLEX, SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
 from train.packing.branch_states import Segment, find_segments
 from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
 
 IGNORE_INDEX = -100
 # Minimum pack length for FlexAttention on a GPU, which skips empty blocks of a mask. Below, a dense mask is faster.
@@ -30,9 +34,9 @@ class Batch:
 
     inputs: dict[str, Any]
     """Model inputs: input_ids and position_ids [B, T]; attention_mask [1, 1, T, T] or [B, T], or none."""
-    labels: Any
+    labels: "torch.Tensor"
     """[B, T], IGNORE_INDEX for tokens that are not trained on."""
-    sequences: Any
+    sequences: "torch.Tensor"
     """[B, T], the number of the answer that a label belongs to, in the order of rows and their completions."""
     rows: tuple[TokenizedRow, ...]
     attention: Implementation = "sdpa"
@@ -44,7 +48,7 @@ class Batch:
 
 
 def collate_pack(
-    pack: Pack, mode: PackingMode, device: Any, pad_token_id: int, attention: Implementation = "sdpa"
+    pack: Pack, mode: PackingMode, device: "torch.device | str", pad_token_id: int, attention: Implementation = "sdpa"
 ) -> Batch:
     """Return the tensors of a pack: one sequence [1, T], or for packing `none` separate rows, padded on the right.
 
@@ -57,7 +61,7 @@ def collate_pack(
     )
 
 
-def _collate_bfd(pack: Pack, device: Any) -> Batch:
+def _collate_bfd(pack: Pack, device: "torch.device | str") -> Batch:
     """Return separate rows as one sequence without a mask.
 
     Positions that start again make transformers build the mask of each layer, sliding windows included.
@@ -86,7 +90,7 @@ def _tokens_and_labels(row: TokenizedRow, index: int) -> tuple[list[int], list[i
     return row.prompt_ids + answer, [IGNORE_INDEX] * len(row.prompt_ids) + answer
 
 
-def _collate_padded(pack: Pack, device: Any, pad_token_id: int) -> Batch:
+def _collate_padded(pack: Pack, device: "torch.device | str", pad_token_id: int) -> Batch:
     import torch
 
     lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
@@ -107,7 +111,9 @@ def _collate_padded(pack: Pack, device: Any, pad_token_id: int) -> Batch:
     )
 
 
-def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, pad_token_id: int) -> Batch:
+def _collate_shared_prefix(
+    pack: Pack, device: "torch.device | str", attention: Implementation, pad_token_id: int
+) -> Batch:
     import torch
 
     prefix = pack.prefix
@@ -160,7 +166,9 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
     return replace(batch, attention=FLEX) if use_flex else batch
 
 
-def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
+def dense_block_masks(
+    row_ids: "torch.Tensor", branch_ids: "torch.Tensor", prefix: int, lengths: Sequence[int]
+) -> tuple["torch.Tensor", ...]:
     """Return the part of the dense mask for each block of these lengths after the prefix, each [1, 1, B, prefix + B].
 
     The columns of other blocks are left out: the block does not see them.
@@ -171,7 +179,7 @@ def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Seque
     return tuple(torch.nn.functional.pad(dense_mask(*tokens), (prefix, 0), value=True) for tokens in blocks)
 
 
-def dense_mask(row_ids: Any, branch_ids: Any) -> Any:
+def dense_mask(row_ids: "torch.Tensor", branch_ids: "torch.Tensor") -> "torch.Tensor":
     """Return the boolean mask [1, 1, T, T] of visible tokens, from the row and the branch of each token.
 
     Row 0 is the prefix, and branch 0 is the prompt.
@@ -181,11 +189,11 @@ def dense_mask(row_ids: Any, branch_ids: Any) -> Any:
     return visible.tril()[None, None]
 
 
-def block_mask(row_ids: Any, branch_ids: Any) -> Any:
+def block_mask(row_ids: "torch.Tensor", branch_ids: "torch.Tensor") -> "BlockMask":
     """Return the same mask for FlexAttention, as a mask of the blocks with visible tokens."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    def visible(_batch: object, _head: object, query: "torch.Tensor", key: "torch.Tensor") -> "torch.Tensor":
         same_branch = (branch_ids[query] == branch_ids[key]) | (branch_ids[key] == 0)
         return (query >= key) & ((row_ids[key] == 0) | ((row_ids[query] == row_ids[key]) & same_branch))
 
@@ -194,7 +202,7 @@ def block_mask(row_ids: Any, branch_ids: Any) -> Any:
 
 
 def _make_batch(
-    device: Any,
+    device: "torch.device | str",
     ids: list[list[int]],
     labels: list[list[int]],
     sequences: list[list[int]],

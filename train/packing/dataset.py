@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
@@ -13,6 +13,9 @@ from insource.tasks.task_kind import TaskKind
 from train.distributed import world
 from train.packing import model_support, packing_plan, sampler
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MIN_PROBABILITY = 0.01
 """Soft labels of a lower probability are not learnt: each costs as many tokens as an answer."""
@@ -35,7 +38,7 @@ class TrainingSet:
 
 
 def tokenize_rows(
-    task: TaskKind, spec: Any, tokenizer: Any, rows: Rows, examples: Sequence[Rows] = ()
+    task: TaskKind, spec: Any, tokenizer: "PreTrainedTokenizerBase", rows: Rows, examples: Sequence[Rows] = ()
 ) -> list[TokenizedRow]:
     """Return the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
@@ -56,7 +59,7 @@ def tokenize_rows(
 def apply_soft_labels(
     task: TaskKind,
     spec: Any,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     rows: Sequence[TokenizedRow],
     data: Rows,
     examples: Sequence[Rows] = (),
@@ -119,7 +122,7 @@ def apply_class_weights(
 
 
 def plan_packing(
-    recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, on_fallback: Callable[[str], None]
+    recipe: Recipe, rows: Sequence[TokenizedRow], config: "PretrainedConfig", on_fallback: Callable[[str], None]
 ) -> PackingPlan:
     """Return the packing plan for a model of this config.
 

@@ -1,13 +1,18 @@
 """The packing that a model can be trained with, and the cost of a pack on it."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.model import architecture, recurrent_layers
 from train.packing.attention_blocks import BLOCK_TOKENS
 from train.packing.packing_plan import PackCost, PackingMode
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> tuple[PackingMode, str | None]:
+
+def supported_packing(
+    requested: PackingMode, config: "PretrainedConfig", longest_row: int
+) -> tuple[PackingMode, str | None]:
     """Return the packing that this model supports, and the reason if it differs from the requested one, else None.
 
     `longest_row` is the most tokens of a prompt with its answer. A pack's mask disables sliding windows, which makes no
@@ -38,7 +43,7 @@ def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> 
     return requested, None
 
 
-def pack_cost(config: Any, on_gpu: bool) -> PackCost:
+def pack_cost(config: "PretrainedConfig", on_gpu: bool) -> PackCost:
     """Return the pack cost on this model, see `PackCost`.
 
     On a CPU a pass costs as much as 50 to 150 tokens (measured, 5 and 30 million parameters, float32 and NF4). On a GPU

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.packing import collate
 from train.packing.attention import pack_attention
@@ -23,7 +23,12 @@ from train.packing.attention_blocks import MIN_BLOCKED_TOKENS, Implementation
 from train.packing.collate import Batch
 from train.packing.packing_plan import Pack, PackingMode, PackingPlan, TokenizedRow
 
-LogProbabilities = Callable[[Any, Batch], tuple[Any, Any, Any]]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+LogProbabilities = Callable[["PreTrainedModel", Batch], tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]
 """`train.loop.losses.log_probabilities`, from which this package may not import."""
 
 MIN_ROWS = 2
@@ -89,11 +94,11 @@ class PackingDifference:
 class PassResult:
     """Log-probabilities and gradient of one or more passes."""
 
-    log_probabilities: Any
+    log_probabilities: "torch.Tensor"
     """[N], of answer tokens in the order of rows and their completions."""
-    token_ids: Any
+    token_ids: "torch.Tensor"
     """[T], all input tokens."""
-    gradients: Any
+    gradients: "torch.Tensor"
     """[T, width], with respect to the embedding of each input token."""
 
 
@@ -128,13 +133,13 @@ def select_check_pack(
 
 
 def measure_difference(
-    model: Any,
+    model: "PreTrainedModel",
     pack: Pack,
     *,
     log_probabilities: LogProbabilities,
     attention: Implementation,
     pad_token_id: int,
-    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
     checkpointing: bool = False,
 ) -> PackingDifference:
     """Return the difference between a pack and its rows computed one by one, by a model without dropout.
@@ -154,17 +159,17 @@ def measure_difference(
 
 
 def compute_pass(
-    model: Any,
+    model: "PreTrainedModel",
     batch: Batch,
     log_probabilities: LogProbabilities,
-    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> PassResult:
     """Return the result of one forward and backward pass. Parameters get no gradient."""
     import torch
 
-    embeddings: list[Any] = []
+    embeddings: list[torch.Tensor] = []
 
-    def detach_output(_module: Any, _inputs: Any, output: Any) -> Any:
+    def detach_output(_module: "nn.Module", _inputs: object, output: torch.Tensor) -> torch.Tensor:
         embeddings.append(output.detach().requires_grad_(True))
         return embeddings[-1]
 
@@ -200,10 +205,10 @@ def compare_passes(packed: PassResult, separate: PassResult) -> PackingDifferenc
     """
     import torch
 
-    all_token_ids: Any = torch.cat([packed.token_ids, separate.token_ids])
+    all_token_ids = torch.cat([packed.token_ids, separate.token_ids])
     token_ids = all_token_ids.unique()
 
-    def sum_by_token_id(result: PassResult) -> Any:
+    def sum_by_token_id(result: PassResult) -> torch.Tensor:
         sums = result.gradients.new_zeros(len(token_ids), result.gradients.shape[-1])
         return sums.index_add(0, torch.searchsorted(token_ids, result.token_ids), result.gradients)
 
@@ -214,14 +219,14 @@ def compare_passes(packed: PassResult, separate: PassResult) -> PackingDifferenc
     )
 
 
-def relative_difference(actual: Any, expected: Any) -> float:
+def relative_difference(actual: "torch.Tensor", expected: "torch.Tensor") -> float:
     """Return the norm of the difference of two tensors, relative to the second."""
     norm = float(expected.norm())
     return float((actual - expected).norm()) / norm if norm else math.inf
 
 
 @contextmanager
-def frozen_model(model: Any, checkpointing: bool) -> Iterator[None]:
+def frozen_model(model: "PreTrainedModel", checkpointing: bool) -> Iterator[None]:
     """Put a model into evaluation mode with frozen parameters inside of the block, and keep random states.
 
     With `checkpointing`, only the layers themselves are in training mode, for which transformers checkpoints: their

@@ -8,7 +8,6 @@ and one index per row. Batches are then split into pieces of limits.CHUNK_BYTES,
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +75,7 @@ def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
     ]
 
 
-def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: int, limits: Limits) -> int:
+def choose_batch_rows(footer: Footer, schema: pa.Schema, columns: set[str], max_rows: int, limits: Limits) -> int:
     """Return the number of rows to read at once.
 
     It is `max_rows`, or less if cells can be large although their pages are small.
@@ -92,7 +91,7 @@ def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: 
     return max(1, min(max_rows, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 
-def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> Iterator[Any]:
+def split_batches(file: SourceFile, batches: Iterator[pa.RecordBatch], limits: Limits) -> Iterator[pa.RecordBatch]:
     """Yield the batches in pieces of about CHUNK_BYTES, with dictionaries decoded.
 
     Raise RecipeError with the row and its largest column if a row is too large. Raise ArrowInvalid if a row refers to a
@@ -119,7 +118,7 @@ def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> I
         row_offset += batch.num_rows
 
 
-def estimate_value_bytes(array: Any) -> Sizes:
+def estimate_value_bytes(array: pa.Array) -> Sizes:
     """Return the approximate size of each value in bytes: the length of texts, eight for numbers."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
@@ -145,7 +144,7 @@ def estimate_value_bytes(array: Any) -> Sizes:
     return np.full(len(array), _fixed_width_bytes(kind), np.int64)
 
 
-def _decode_dictionaries(batch: Any) -> Any:
+def _decode_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch with dictionaries decoded, because texts convert faster to Python."""
     all_rows = pa.array(range(batch.num_rows))
     arrays = []
@@ -156,7 +155,7 @@ def _decode_dictionaries(batch: Any) -> Any:
     return pa.record_batch(arrays, names=batch.schema.names)
 
 
-def _decoded_type(kind: Any) -> Any:
+def _decoded_type(kind: pa.DataType) -> pa.DataType:
     """Return the type with dictionary types replaced by their value types."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
@@ -190,12 +189,12 @@ def _collect_encodings(chunks: list[ColumnChunk]) -> dict[str, set[str]]:
     return encodings
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """Return whether a type is a text type."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _fixed_width_bytes(kind: Any) -> int:
+def _fixed_width_bytes(kind: pa.DataType) -> int:
     """Return the bytes of a fixed-width value; those of a number for other types."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _fixed_width_bytes(kind.value_type)

@@ -77,7 +77,7 @@ def _make_decoders(
     return feature_decoders.make_decoders(features)
 
 
-def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[object]:
+def _read_batches(table: pq.ParquetFile, batch_rows: int, columns: list[str]) -> Iterator[object]:
     """Yield the batches of a Parquet file, none across row groups.
 
     Each row group has its own dictionary, and Arrow does not join dictionaries inside lists or objects.
@@ -128,7 +128,7 @@ def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
         ) from None
 
 
-def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[FileInfo, list[str]]:
+def _inspect_schema(file: SourceFile, schema: pa.Schema, columns: Collection[str]) -> tuple[FileInfo, list[str]]:
     """Return the detected properties of a schema and the columns to read: all but unneeded binary ones."""
     names = list(schema.names)
     if len(set(names)) < len(names):
@@ -141,7 +141,7 @@ def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> 
     return info, [name for name in names if name not in unread]
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
     """Return whether a type consists of binary values only."""
     child_types = [kind.field(number).type for number in range(kind.num_fields)]
     return "binary" in str(kind) and (not child_types or any(map(_holds_bytes, child_types)))
@@ -169,7 +169,7 @@ def _read_rows(
         raise _unreadable_error(file, error, f":{number + 1}") from None
 
 
-def _to_python_rows(batch: Any) -> list[dict[str, object] | BadRowError]:
+def _to_python_rows(batch: pa.RecordBatch) -> list[dict[str, object] | BadRowError]:
     """Return the rows of a batch; a row that Python cannot represent does not affect the others."""
     try:
         return list(batch.to_pylist())
@@ -177,7 +177,7 @@ def _to_python_rows(batch: Any) -> list[dict[str, object] | BadRowError]:
         return [_to_python_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _to_python_row(row: Any) -> dict[str, object] | BadRowError:
+def _to_python_row(row: pa.RecordBatch) -> dict[str, object] | BadRowError:
     """Return the only row of a batch, or the problem of its first unconvertible column."""
     values = {}
     for name in row.schema.names:

@@ -224,7 +224,7 @@ def map_scalars(value: object, function: Callable[[Any], Any]) -> Any:
     return [map_scalars(entry, function) for entry in value] if isinstance(value, list) else function(value)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -244,7 +244,7 @@ def _parse_cell(text: str, kind: str) -> Any:
         return text
 
 
-def _format_hint(kind: str, value: Any) -> str:
+def _format_hint(kind: str, value: object) -> str:
     digits = isinstance(value, str) and any("0" <= character <= "9" for character in value)
     return "; data.formats tells how numbers are written" if digits and kind in ("number", "integer") else ""
 
@@ -253,7 +253,7 @@ def _is_exact(value: float) -> bool:
     return abs(value) < 1e15
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     # A lone surrogate cannot be encoded as UTF-8.
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -262,7 +262,7 @@ def _is_integer(value: Any) -> bool:
     return is_number(value) and (isinstance(value, int) or value.is_integer())
 
 
-def _is_blank(value: Any) -> bool:
+def _is_blank(value: object) -> bool:
     """Return whether a value is a blank text, or an object of only blank or null values."""
     return value == "" or (isinstance(value, dict) and all(entry in (None, "") for entry in value.values()))
 
@@ -277,6 +277,6 @@ TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _abbreviate(value: Any) -> str:
+def _abbreviate(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
