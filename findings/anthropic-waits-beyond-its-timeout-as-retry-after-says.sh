@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # anthropic 2.12.0 waits as long as Retry-After says, whatever its timeout; openai 3.54.0 does not try again above two minutes.
 #
-# Both SDKs come from one generator, and both used to leave out a Retry-After of more than a minute: they tried again after
-# their own half second. A good guess is that they still do, or that `timeout` bounds a call. Now a 429 with Retry-After of two
-# hours (a daily quota, say) makes `Anthropic(timeout=5)` sleep for two hours inside the call, without an exception and
-# without a log line above DEBUG, and then send the request again; only `max_retries=0` or an own deadline around the call
-# keeps it from that. The same answer makes `OpenAI(timeout=5)` raise RateLimitError at once, after a single request, although
+# Both SDKs come from one generator, and both used to leave out a Retry-After of more than a minute (openai 1.50.0 and
+# anthropic 0.40.0 do): they tried again after their own half second. A good guess is that they still do, or that `timeout`
+# bounds a call. Now a 429 with Retry-After of two hours (a daily quota, say) makes `Anthropic(timeout=5)` sleep for two hours
+# inside the call, without an exception and with no trace but a log line at INFO, and then send the request again;
+# `max_retries=0` or an own deadline around the call keeps it from that. The same answer makes `OpenAI(timeout=5)` raise RateLimitError at once, after a single request, although
 # max_retries is 2.
 #
 # Seen (a server on this machine answers the first request with 429 and retry-after: 121, later ones with 400):

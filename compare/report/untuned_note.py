@@ -23,8 +23,7 @@ def describe_untuned_base(scores: Scores) -> str | None:
         for pair in pairs
         if pair.b == closest.b and pair is not closest and pair.ci_high < 0 and pair.p_adjusted < pair.alpha
     ]
-    is_shown_better = closest.ci_low > 0
-    if is_shown_better and not better_elsewhere:
+    if closest.ci_low > 0 and not better_elsewhere:
         return None
     shots = scores.systems[closest.b].shots
     title = "the untuned base" + (f" with {format_count(shots, 'similar example')}" if shots else "")
